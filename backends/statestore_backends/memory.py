@@ -1,0 +1,95 @@
+"""Memory backend: a dictionary. Also the specification of what the others do, read together with `statestore.backend`."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from statestore.backend import Backend, BackendContext, Batch
+from statestore.config import Section, parse_options
+from statestore.errors import ClosedError
+from statestore.keys import group_of_entry
+from statestore.types import Epoch
+
+
+class MemoryOptions(Section, frozen=True, kw_only=True):
+    """`[state.memory]`: nothing to set."""
+
+
+class MemoryBackend(Backend):
+    """Keeps everything in this process's memory; recovery comes from checkpoints alone."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, bytes] = {}
+        self._version = 0  # counts the times that keys came or went
+        self._sorted: tuple[int, list[bytes]] = (0, [])  # keys in order, as of a version
+        self._epoch = Epoch(0)
+        self._closed = False
+
+    @classmethod
+    def open(cls, context: BackendContext) -> MemoryBackend:
+        """Open an empty backend."""
+        parse_options(MemoryOptions, context.options, "state.memory")
+        return cls()
+
+    @classmethod
+    def options_from_url(cls, url: str) -> dict[str, Any]:
+        """`memory://` has no options."""
+        return {}
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Look each key up."""
+        self._check_open()
+        return list(map(self._entries.get, keys))
+
+    def apply(self, batch: Batch, epoch: Epoch) -> None:
+        """Set and delete, then move the marker; no reader can tell the order, since the engine looks here last."""
+        self._check_open()
+        before = len(self._entries)
+        gone = [key for key, value in batch.items() if value is None and self._entries.pop(key, None) is not None]
+        self._entries.update((key, value) for key, value in batch.items() if value is not None)
+        if gone or len(self._entries) != before:
+            self._version += 1
+        self._epoch = epoch
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Walk the keys as they are now; an entry removed meanwhile is left out."""
+        self._check_open()
+        version, keys = self._sorted
+        if version != self._version:
+            version = self._version
+            keys = sorted(self._entries)
+            self._sorted = version, keys
+        for key in keys[bisect_left(keys, start) : None if stop is None else bisect_left(keys, stop)]:
+            value = self._entries.get(key)
+            if value is not None:
+                yield key, value
+
+    def applied_epoch(self) -> Epoch:
+        """Return the marker."""
+        self._check_open()
+        return self._epoch
+
+    def persist(self) -> Epoch:
+        """Nothing survives, so there is nothing to do."""
+        self._check_open()
+        return self._epoch
+
+    def clear(self, key_groups: range) -> None:
+        """Forget the entries of the groups."""
+        self._check_open()
+        self._epoch = Epoch(0)
+        self._entries = {key: value for key, value in self._entries.items() if group_of_entry(key) not in key_groups}
+        self._version += 1
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._closed = True
+        self._entries, self._sorted = {}, (self._version, [])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the memory backend is closed")

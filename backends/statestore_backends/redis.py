@@ -1,0 +1,298 @@
+"""Redis backend.
+
+Layout, for job J and key group G (the braces make a cluster keep a group's keys together):
+
+    statestore:{J:G}     hash   entry key -> value
+    statestore:{J:G}:m   hash   epoch, owner: this group's marker, and the attempt that may write it
+    statestore:{J:G}:s   sorted set of the entry keys that have a sub-key, so that one collection can be read in order
+
+A batch is one MULTI/EXEC of one script a group. Every script compares the owner before it writes, and an opening claims all groups at
+once, so an older attempt can write none of them. The applied epoch is the least of all groups' markers, and 0 when one is missing: a data
+set that was lost, evicted or rolled back is noticed, and the engine restores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import redis as driver
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from statestore.backend import Backend, BackendContext, Batch
+from statestore.config import Section, parse_options
+from statestore.errors import ClosedError, ConfigError, FencedError, StateStoreError, UnavailableError
+from statestore.io import redacted
+from statestore.keys import group_of_entry, prefix_end, split_entry
+from statestore.types import Attempt, Epoch
+from statestore.units import Duration
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+KEYS_PER_READ = 2000
+
+# ARGV: attempt, epoch, number of (field, value) pairs, of deletions, of index arguments, and then these and what leaves the index.
+# Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
+_APPLY = """
+local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
+local attempt = tonumber(ARGV[1])
+if owner > attempt then return owner end
+local pairs_end = 5 + 2 * tonumber(ARGV[3])
+local deleted_end = pairs_end + tonumber(ARGV[4])
+local indexed_end = deleted_end + tonumber(ARGV[5])
+for i = 6, pairs_end, 1000 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, pairs_end)))
+end
+for i = pairs_end + 1, deleted_end, 1000 do
+  redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 999, deleted_end)))
+end
+for i = deleted_end + 1, indexed_end, 1000 do
+  redis.call('ZADD', KEYS[3], unpack(ARGV, i, math.min(i + 999, indexed_end)))
+end
+for i = indexed_end + 1, #ARGV, 1000 do
+  redis.call('ZREM', KEYS[3], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+end
+redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'owner', ARGV[1])
+return 0
+"""
+
+# Claims a group without touching its epoch; ARGV: attempt.
+_CLAIM = """
+local owner = tonumber(redis.call('HGET', KEYS[1], 'owner') or '0')
+if owner > tonumber(ARGV[1]) then return owner end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+return 0
+"""
+
+_CLEAR = """
+local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
+if owner > tonumber(ARGV[1]) then return owner end
+redis.call('HSET', KEYS[2], 'owner', ARGV[1], 'epoch', '0')
+if ARGV[2] == '1' then redis.call('DEL', KEYS[1], KEYS[3]) end
+return 0
+"""
+
+
+class RedisOptions(Section, frozen=True, kw_only=True):
+    """`[state.redis]`."""
+
+    url: str = DEFAULT_URL
+    socket_timeout: Duration = 5.0
+
+
+class _Group:
+    """Names of one key group's keys, and what a batch does to it."""
+
+    __slots__ = ("data", "marker", "index", "pairs", "deleted", "indexed", "unindexed")
+
+    def __init__(self, job: str, group: int):
+        self.data = f"statestore:{{{job}:{group}}}"
+        self.marker, self.index = f"{self.data}:m", f"{self.data}:s"
+        self.reset()
+
+    def reset(self) -> None:
+        self.pairs: list[bytes] = []
+        self.deleted: list[bytes] = []
+        self.indexed: list[bytes] = []
+        self.unindexed: list[bytes] = []
+
+
+class RedisBackend(Backend):
+    """State in a Redis server, which several machines can reach."""
+
+    durable = True
+
+    def __init__(self, context: BackendContext, options: RedisOptions):
+        self._attempt: Attempt = context.attempt
+        self._place = redacted(options.url)
+        self._groups = [_Group(context.job, group) for group in range(context.max_parallelism)]
+        self._client: Any = None
+        try:
+            # Commands are retried only after a lost connection and only because all of them are idempotent: whole values, no increments.
+            self._client = driver.Redis.from_url(
+                options.url,
+                socket_timeout=options.socket_timeout,
+                socket_connect_timeout=options.socket_timeout,
+                retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+            )
+        except ValueError as error:
+            raise ConfigError(_without_secret(error, options.url), key="state.redis.url") from None
+        try:
+            with _Translated(self._place):
+                self._refuse_eviction()
+                self._run_all(_CLAIM, [([group.marker], [self._attempt]) for group in self._groups])
+                self._epoch = self._stored_marker()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, context: BackendContext) -> RedisBackend:
+        """Connect, check the server's settings, and take the job's keys over from older attempts."""
+        options = parse_options(RedisOptions, context.options, "state.redis")
+        if not options.url.startswith(("redis://", "rediss://", "unix://")):
+            hint = "use redis://host:6379/0 or rediss://"
+            raise ConfigError(f"'{redacted(options.url)}' is no Redis URL", key="state.redis.url", hint=hint)
+        return cls(context, options)
+
+    @classmethod
+    def options_from_url(cls, url: str) -> dict[str, Any]:
+        """The URL is the option."""
+        return {"url": url}
+
+    def _refuse_eviction(self) -> None:
+        try:
+            policy = self._client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+        except driver.ResponseError:
+            return  # a managed server that hides its settings
+        if policy != "noeviction":
+            raise ConfigError(
+                f"the server at {self._place} has maxmemory-policy {policy}, which would throw state away",
+                key="state.redis.url",
+                hint="set maxmemory-policy noeviction on the server",
+            )
+
+    def _stored_marker(self) -> Epoch:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for group in self._groups:
+                pipeline.hget(group.marker, "epoch")
+            return Epoch(min(int(epoch or 0) for epoch in pipeline.execute()))
+
+    def _run_all(self, script: str, calls: list[tuple[list[str], list[Any]]]) -> None:
+        """Run a script for several groups in one transaction. Raises FencedError when any was refused."""
+        sha = self._client.script_load(script)
+        with self._client.pipeline(transaction=True) as pipeline:
+            for keys, arguments in calls:
+                pipeline.evalsha(sha, len(keys), *keys, *arguments)
+            owner = max(pipeline.execute(), default=0)
+        if owner:
+            raise FencedError(self._place, self._attempt, int(owner))
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One HMGET a group, all in one round trip."""
+        client = self._connection()
+        by_group: dict[int, list[int]] = {}
+        for position, key in enumerate(keys):
+            by_group.setdefault(group_of_entry(key), []).append(position)
+        found: list[bytes | None] = [None] * len(keys)
+        with _Translated(self._place), client.pipeline(transaction=False) as pipeline:
+            for group, positions in by_group.items():
+                pipeline.hmget(self._groups[group].data, [keys[position] for position in positions])
+            for positions, values in zip(by_group.values(), pipeline.execute(), strict=True):
+                for position, value in zip(positions, values, strict=True):
+                    found[position] = value
+        return found
+
+    def apply(self, batch: Batch, epoch: Epoch) -> None:
+        """All groups in one transaction; those without a change get the marker."""
+        self._connection()
+        groups = self._groups
+        for group in groups:
+            group.reset()
+        for key, value in batch.items():
+            group = groups[key[0] << 8 | key[1]]
+            collection = _has_sub_key(key)
+            if value is None:
+                group.deleted.append(key)
+                if collection:
+                    group.unindexed.append(key)
+            else:
+                group.pairs += (key, value)
+                if collection:
+                    group.indexed += (b"0", key)
+        calls = []
+        for group in groups:
+            head: list[Any] = [self._attempt, epoch, len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
+            arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
+            calls.append(([group.data, group.marker, group.index], arguments))
+            group.reset()
+        with _Translated(self._place):
+            self._run_all(_APPLY, calls)
+        self._epoch = epoch
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """One collection through its sorted set; a wider range group by group, sorted here."""
+        self._connection()
+        if stop is not None and stop == prefix_end(start) and len(start) > 4 and _has_sub_key(start):
+            yield from self._values(group_of_entry(start), self._collection_keys(start, stop))
+            return
+        last = len(self._groups) if stop is None else min(len(self._groups), group_of_entry(stop.ljust(2, b"\0")) + 1)
+        for number in range(group_of_entry(start.ljust(2, b"\0")), last):
+            with _Translated(self._place):
+                keys = self._connection().hkeys(self._groups[number].data)
+            wanted = sorted(key for key in keys if key >= start and (stop is None or key < stop))
+            yield from self._values(number, wanted)
+
+    def _collection_keys(self, start: bytes, stop: bytes) -> list[bytes]:
+        index = self._groups[group_of_entry(start)].index
+        with _Translated(self._place):
+            keys: list[bytes] = self._connection().zrangebylex(index, b"[" + start, b"(" + stop)
+        return keys
+
+    def _values(self, group: int, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for first in range(0, len(keys), KEYS_PER_READ):
+            part = keys[first : first + KEYS_PER_READ]
+            with _Translated(self._place):
+                values = self._connection().hmget(self._groups[group].data, part)
+            yield from ((key, value) for key, value in zip(part, values, strict=True) if value is not None)
+
+    def applied_epoch(self) -> Epoch:
+        """The least marker of all groups, asked from the server: it may have lost its data."""
+        self._connection()
+        with _Translated(self._place):
+            self._epoch = self._stored_marker()
+        return self._epoch
+
+    def persist(self) -> Epoch:
+        """The data survives this process where it is; what the server loses shows in the marker."""
+        self._connection()
+        return self._epoch
+
+    def clear(self, key_groups: range) -> None:
+        """Set all markers to 0 and delete the groups' keys, in one transaction."""
+        self._connection()
+        calls = [
+            ([group.data, group.marker, group.index], [self._attempt, int(number in key_groups)])
+            for number, group in enumerate(self._groups)
+        ]
+        with _Translated(self._place):
+            self._run_all(_CLEAR, calls)
+        self._epoch = Epoch(0)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _connection(self) -> Any:
+        if self._client is None:
+            raise ClosedError("the redis backend is closed")
+        return self._client
+
+
+def _has_sub_key(entry_key: bytes) -> bool:
+    length = entry_key[4]
+    return len(entry_key) > 5 + length if length < 0x80 else bool(split_entry(entry_key)[3])
+
+
+def _without_secret(error: Exception, url: str) -> str:
+    return str(error).replace(url, redacted(url))
+
+
+class _Translated:
+    """`with` block that turns the driver's exceptions into ours."""
+
+    def __init__(self, place: str):
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, driver.RedisError | OSError) or isinstance(error, StateStoreError):
+            return
+        if isinstance(error, driver.ConnectionError | driver.TimeoutError | OSError):
+            hint = "is the server running, and is state.redis.url right?"
+            raise UnavailableError("redis", self._place, error, hint=hint) from error
+        raise UnavailableError("redis", self._place, error) from error

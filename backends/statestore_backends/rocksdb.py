@@ -1,0 +1,224 @@
+"""RocksDB backend, through rocksdict.
+
+RocksDB's own log is off: the engine's log is the one log. After a crash the database is as of its last flush, its marker (written in the
+same batch as the data) says which epoch that is, and the engine replays the rest. rocksdict runs in raw mode: it would otherwise unpickle
+what it reads.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+from statestore.backend import Backend, BackendContext, Batch
+from statestore.clock import Clock, SystemClock
+from statestore.config import Section, parse_options
+from statestore.errors import ClosedError, ConfigError, CorruptionError, StateStoreError, UnavailableError
+from statestore.keys import group_start
+from statestore.types import Epoch
+from statestore.units import Duration, Size
+
+logger = logging.getLogger("statestore.backends.rocksdb")
+
+MARKER_KEY = b"\xff\xff" + b"statestore.applied-epoch"
+"""Above all entry keys, since key groups stay below 32768."""
+
+_END_OF_ENTRIES = b"\xff\xff"
+_DAMAGE = (
+    "corruption",
+    "checksum",
+    "no such file",
+    "not an sstable",
+    "bad table magic",
+    "current file",
+    "does not exist",
+)
+
+
+class RocksDBOptions(Section, frozen=True, kw_only=True):
+    """`[state.rocksdb]`."""
+
+    memory: Size = 128 << 20
+    """Half of it for the block cache, half for write buffers."""
+    max_open_files: int = 512
+    lock_timeout: Duration = 10.0
+    """How long to wait for another process that holds the database."""
+
+
+class RocksDBBackend(Backend):
+    """State in a RocksDB database in the job's local folder."""
+
+    durable = True
+
+    def __init__(self, path: Path, options: RocksDBOptions, clock: Clock):
+        self._path = path
+        self._write: Any = WriteOptions()
+        self._write.disable_wal = True
+        self._db: Any = _open_or_set_aside(path, options, clock)
+        self._epoch = self._stored_marker()
+
+    @classmethod
+    def open(cls, context: BackendContext) -> RocksDBBackend:
+        """Open the database; one that can't be opened is set aside, and the engine rebuilds it."""
+        options = parse_options(RocksDBOptions, context.options, "state.rocksdb")
+        if context.directory is None:
+            raise ConfigError("the rocksdb backend needs a local folder", key="state.dir")
+        return cls(Path(context.directory), options, SystemClock())
+
+    def _stored_marker(self) -> Epoch:
+        with _translated(self._path):
+            data = self._db.get(MARKER_KEY)
+        return Epoch(int.from_bytes(data, "big")) if data else Epoch(0)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One multi-get."""
+        with _translated(self._path):
+            found: list[bytes | None] = self._database().get(list(keys))
+        return found
+
+    def apply(self, batch: Batch, epoch: Epoch) -> None:
+        """One write batch with the marker in it."""
+        database = self._database()
+        writes = WriteBatch(raw_mode=True)
+        put, delete = writes.put, writes.delete
+        for key, value in batch.items():
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        put(MARKER_KEY, epoch.to_bytes(8, "big"))
+        with _translated(self._path):
+            database.write(writes, self._write)
+        self._epoch = epoch
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over the database as it is now."""
+        bounds = ReadOptions()
+        bounds.set_iterate_upper_bound(_END_OF_ENTRIES if stop is None else min(stop, _END_OF_ENTRIES))
+        with _translated(self._path):
+            iterator = self._database().iter(bounds)
+            iterator.seek(start)
+        while iterator.valid():
+            yield iterator.key(), iterator.value()
+            iterator.next()
+        with _translated(self._path):
+            iterator.status()  # an iterator that meets damage just stops; only this tells
+
+    def applied_epoch(self) -> Epoch:
+        """The marker."""
+        self._database()
+        return self._epoch
+
+    def persist(self) -> Epoch:
+        """Flush the write buffers to disk."""
+        database, epoch = self._database(), self._epoch
+        with _translated(self._path):
+            database.flush(True)
+        return epoch
+
+    def clear(self, key_groups: range) -> None:
+        """Set the marker to 0, durably, then delete the groups' range."""
+        database = self._database()
+        self.apply({}, Epoch(0))
+        self.persist()
+        with _translated(self._path):
+            if key_groups:
+                database.delete_range(
+                    group_start(key_groups.start), group_start(key_groups.stop), write_opt=self._write
+                )
+
+    def close(self) -> None:
+        """Close the database; what was not persisted comes back from the log."""
+        if self._db is not None:
+            database, self._db = self._db, None
+            database.close()
+
+    def _database(self) -> Any:
+        if self._db is None:
+            raise ClosedError("the rocksdb backend is closed")
+        return self._db
+
+
+class _translated:
+    """`with` block that turns rocksdict's exceptions into ours."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, StateStoreError):
+            raise _ours(error, self._path) from error
+
+
+def _ours(error: Exception, path: Path) -> StateStoreError:
+    text = str(error)
+    if any(word in text.lower() for word in _DAMAGE):
+        return CorruptionError(str(path), text, hint="delete the folder to have it rebuilt from the checkpoint")
+    return UnavailableError("rocksdb", str(path), text)
+
+
+def _database_options(options: RocksDBOptions) -> Options:
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(Cache(options.memory // 2))
+    table.set_cache_index_and_filter_blocks(True)
+    database = Options(raw_mode=True)
+    database.create_if_missing(True)
+    database.set_block_based_table_factory(table)
+    database.set_write_buffer_size(max(1 << 20, options.memory // 4))
+    database.set_max_write_buffer_number(2)
+    database.set_max_open_files(options.max_open_files)
+    database.set_compression_type(DBCompressionType.lz4())
+    database.set_keep_log_file_num(2)
+    return database
+
+
+def _open_or_set_aside(path: Path, options: RocksDBOptions, clock: Clock) -> Any:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError("rocksdb", str(path), error.strerror) from error
+    deadline = clock.monotonic() + options.lock_timeout
+    while True:
+        try:
+            return Rdict(str(path), _database_options(options))
+        except Exception as error:
+            if "lock" in str(error).lower():
+                if clock.monotonic() >= deadline:
+                    hint = "stop the process that uses it"
+                    raise UnavailableError("rocksdb", str(path), "another process holds the lock", hint=hint) from error
+                gc.collect()  # a database object that was dropped, not closed, holds the lock until it is collected
+                clock.sleep(0.05)
+                continue
+            ours = _ours(error, path)
+            if not isinstance(ours, CorruptionError):
+                raise ours from error
+            _set_aside(path, ours)
+
+
+def _set_aside(path: Path, error: CorruptionError) -> None:
+    """Keep a damaged database for inspection; only the first one is kept, so that disks do not fill."""
+    aside = path.with_name(path.name + ".damaged")
+    logger.error("%s; kept as %s, the state has to be restored", error, aside)
+    if aside.exists():
+        Rdict.destroy(str(path), Options(raw_mode=True))
+    else:
+        path.rename(aside)
+    path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,61 @@
+"""Keyed-state engine: state handles, write-ahead log, incremental checkpoints, recovery, on any backend.
+
+store = statestore.open("rocksdb:///var/lib/app/state")
+counts = store.value_state("counts", int, default=0)
+with store.key("user-1"):
+    counts.update(counts.value() + 1)
+store.commit()
+"""
+
+from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
+from statestore.collection_state import ListState, MapState
+from statestore.config import Config, load_config
+from statestore.errors import (
+    CheckpointNotFoundError,
+    ClosedError,
+    ConfigError,
+    CorruptionError,
+    FencedError,
+    IncompatibleStateError,
+    StateMigrationError,
+    StateStoreError,
+    UnavailableError,
+    UsageError,
+)
+from statestore.keyed import KeyedState
+from statestore.opening import open, open_store
+from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
+from statestore.store import Restored, StateStore
+from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
+
+__all__ = [
+    "AggregateFunction",
+    "AggregatingState",
+    "Attempt",
+    "CheckpointId",
+    "CheckpointInfo",
+    "CheckpointNotFoundError",
+    "ClosedError",
+    "Config",
+    "ConfigError",
+    "CorruptionError",
+    "Epoch",
+    "FencedError",
+    "IncompatibleStateError",
+    "KeyGroup",
+    "KeyedState",
+    "ListState",
+    "MapState",
+    "PendingCheckpoint",
+    "ReducingState",
+    "Restored",
+    "StateMigrationError",
+    "StateStore",
+    "StateStoreError",
+    "UnavailableError",
+    "UsageError",
+    "ValueState",
+    "load_config",
+    "open",
+    "open_store",
+]

@@ -1,0 +1,137 @@
+"""The contract of a state backend: seven operations over bytes.
+
+What every backend guarantees, and the conformance suite in `statestore.testing` checks:
+
+- **Atomic.** `apply` makes all of a batch visible together with its epoch marker. When it fails or the process dies
+  in it, either nothing of it is there, or `applied_epoch` is still the old one and the same batch can be applied again
+  (a backend spread over several servers can only promise that per key group).
+- **Idempotent.** A batch is a mapping of whole values (`None` deletes), so applying it twice is applying it once.
+- **Ordered.** `scan` yields keys in ascending byte order.
+- **Fuzzy scan.** `scan` may run while `apply` does: an entry that the concurrent batches do not touch is yielded exactly once
+  with its value; a touched one with its value before or after, or not at all. Nothing is ever skipped silently: damage raises
+  `CorruptionError`.
+- **Durable.** After `persist` returned an epoch, the entries up to that epoch and the marker survive the death of the process,
+  and for local disks that of the machine. Before it, a crash may take the backend back to an earlier *whole* marker, never to
+  a mixture. A backend with `durable = False` forgets everything when the process ends.
+- **Threads.** `get_many` and `scan` may be called while another thread is in `apply`, `persist` or another `scan`; the
+  caller never runs two of `apply`, `persist`, `clear` and `close` at a time.
+
+A backend never sees an uncommitted write: the store gives it only epochs that can't be rolled back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+from statestore.errors import ConfigError, did_you_mean
+from statestore.types import Attempt, Epoch
+
+ENTRY_POINT_GROUP = "statestore.backends"
+
+Batch = Mapping[bytes, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendContext:
+    """What a backend is told when it is opened.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job, or of the embedded store; namespaces what several jobs keep in one place.
+    directory : str or None
+        Local directory that is this backend's own (made by it when it needs one), or None: keep nothing on local disk.
+    max_parallelism : int
+        Number of key groups; every key starts with its key group as two big-endian bytes.
+    attempt : Attempt
+        Fencing token: of two attempts that write to one place, the greater one owns it.
+    options : Mapping[str, Any]
+        The backend's own table of the configuration, checked by the backend.
+    """
+
+    job: str
+    directory: str | None
+    max_parallelism: int
+    attempt: Attempt
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """Ordered map from bytes to bytes with an epoch marker; see the module's docstring for the guarantees."""
+
+    durable: ClassVar[bool]
+    """Whether the data outlives the process, so that recovery can start from it."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, context: BackendContext) -> Backend:
+        """Open the backend, creating what it needs.
+
+        Raises
+        ------
+        ConfigError
+            An option is unknown or has a bad value.
+        UnavailableError
+            The place can't be reached, locked or written.
+        FencedError
+            A greater attempt owns the place already.
+        CorruptionError
+            What is there can't be read; `clear` can't help, a restore into an empty place can.
+        """
+
+    @classmethod
+    def options_from_url(cls, url: str) -> dict[str, Any]:
+        """Options that the URL `url` stands for, as in `statestore.open(url)`."""
+        raise ConfigError(f"backend '{cls.__name__}' takes no URL", key="state.backend", hint="use its name and table")
+
+    @abstractmethod
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of `keys` in their order, None where there is none."""
+
+    @abstractmethod
+    def apply(self, batch: Batch, epoch: Epoch) -> None:
+        """Write `batch` and set the marker to `epoch`, atomically."""
+
+    @abstractmethod
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Entries with start <= key < stop (to the end when `stop` is None), ascending."""
+
+    @abstractmethod
+    def applied_epoch(self) -> Epoch:
+        """The marker: the epoch of the last batch applied, 0 when empty or cleared."""
+
+    @abstractmethod
+    def persist(self) -> Epoch:
+        """Make what was applied survive a crash; return the marker that does."""
+
+    @abstractmethod
+    def clear(self, key_groups: range) -> None:
+        """Set the marker to 0, then remove every entry of `key_groups`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; idempotent. Does not imply `persist`."""
+
+
+def backend_class(name: str) -> type[Backend]:
+    """Class registered as `name` in the entry-point group `statestore.backends`.
+
+    Raises
+    ------
+    ConfigError
+        No such backend is installed, or its driver can't be imported.
+    """
+    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in found:
+        raise ConfigError(f"no backend '{name}' is installed", key="state.backend", hint=did_you_mean(name, found))
+    try:
+        loaded = found[name].load()
+    except ImportError as error:
+        raise ConfigError(f"backend '{name}' can't be loaded: {error}", key="state.backend") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
+        raise ConfigError(f"'{found[name].value}' is not a statestore Backend", key="state.backend")
+    return loaded

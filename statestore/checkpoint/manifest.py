@@ -1,0 +1,164 @@
+"""The manifest of a checkpoint: `<dir>/<job>/chk-<n>/_metadata`.
+
+Invariants:
+- it is written last, by create-if-absent, so a checkpoint is there whole or not at all, and two writers can't both make number n;
+- it names every file by path, size and SHA-256; paths are relative to `<dir>/<job>/` and never leave it;
+- base at epoch A plus the deltas in their order, which cover (A, E] without a gap, are exactly the state at E.
+
+Format: one JSON object {"manifest": {...}, "sha256": "..."}; the hash is over the manifest's bytes as they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+from statestore.errors import CorruptionError, UsageError
+from statestore.io import checked_name
+from statestore.types import Attempt, CheckpointId, Epoch
+from statestore.wal.record import StateDescriptor
+
+FORMAT = 1
+MANIFEST_MAX_BYTES = 64 << 20
+
+Kind = Literal["checkpoint", "final"]
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a checkpoint."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class DeltaEntry(FileEntry, frozen=True, kw_only=True):
+    """A sealed log segment, stored byte by byte."""
+
+    sequence: int
+    first_epoch: Epoch
+    last_epoch: Epoch
+
+
+class BaseEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """All entries as they were at an epoch, or touched since, as sorted segments in key order."""
+
+    epoch: Epoch
+    files: list[FileEntry]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """State of one range of key groups, written by one worker."""
+
+    first_key_group: int
+    last_key_group: int
+    base: BaseEntry | None
+    deltas: list[DeltaEntry]
+    log_sequence: int
+    """Number of the last log segment contained."""
+    log_sha256: str
+    """Hash of that segment: a log continues this checkpoint if it holds or names it."""
+
+    def files(self) -> list[FileEntry]:
+        """All files of the part."""
+        return [*(self.base.files if self.base else []), *self.deltas]
+
+    @property
+    def base_epoch(self) -> Epoch:
+        """Epoch of the base, 0 without one."""
+        return self.base.epoch if self.base else Epoch(0)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about one checkpoint."""
+
+    job: str
+    checkpoint_id: CheckpointId
+    attempt: Attempt
+    epoch: Epoch
+    created: float
+    """Seconds since the Unix epoch."""
+    kind: Kind
+    run: str
+    """Which start of the job made it; restarts by the job's own supervisor belong to the same run."""
+    max_parallelism: int
+    states: list[StateDescriptor]
+    parts: list[Part]
+    meta: dict[str, Any]
+    """What the caller keeps with the state: source positions, sink transactions, watermarks."""
+    uploaded_bytes: int
+    """Bytes this checkpoint added to the storage, its manifest left out."""
+    format: int = FORMAT
+
+    def files(self) -> list[FileEntry]:
+        """All files the checkpoint needs."""
+        return [file for part in self.parts for file in part.files()]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.size for file in self.files())
+
+    @property
+    def part(self) -> Part:
+        """The only part of a checkpoint made by one worker."""
+        (part,) = self.parts
+        return part
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    manifest: msgspec.Raw
+    sha256: str
+
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Bytes of the manifest's file."""
+    body = _encode(manifest)
+    return _encode(_Envelope(msgspec.Raw(body), hashlib.sha256(body).hexdigest()))
+
+
+def decode_manifest(data: bytes, file: str) -> Manifest:
+    """Manifest in the bytes of its file.
+
+    Raises
+    ------
+    CorruptionError
+        Any byte differs from what was written, or the content breaks an invariant.
+    """
+    if len(data) > MANIFEST_MAX_BYTES:
+        raise CorruptionError(file, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
+    try:
+        envelope = _decode_envelope(data)
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(file, f"the manifest is not readable: {error}") from error
+    body = bytes(envelope.manifest)
+    if hashlib.sha256(body).hexdigest() != envelope.sha256 or _encode(envelope) != data:
+        raise CorruptionError(file, "the manifest does not match its checksum")
+    try:
+        manifest = _decode_manifest(body)
+        if manifest.format != FORMAT:
+            raise CorruptionError(file, f"checkpoint format version {manifest.format} is not supported")
+        for entry in manifest.files():
+            checked_name(entry.path)
+    except (msgspec.MsgspecError, UsageError) as error:
+        raise CorruptionError(file, f"the manifest is not valid: {error}") from error
+    for part in manifest.parts:
+        _check_coverage(part, manifest.epoch, file)
+    return manifest
+
+
+def _check_coverage(part: Part, epoch: Epoch, file: str) -> None:
+    covered = part.base_epoch
+    for delta in part.deltas:
+        if delta.first_epoch > covered + 1:
+            raise CorruptionError(file, f"no file covers the epochs {covered + 1} to {delta.first_epoch - 1}")
+        covered = max(covered, delta.last_epoch)
+    if covered != epoch:
+        raise CorruptionError(file, f"the files end at epoch {covered}, the checkpoint is of epoch {epoch}")

@@ -1,0 +1,237 @@
+"""The chain of a store's checkpoints: each adds the log segments sealed since the one before, and now and then the base is renewed.
+
+Invariants:
+- base epoch + deltas always cover every epoch up to the last one begun;
+- a base is used only by a manifest begun after it was finished, so all that its scan may have seen too early is covered by that
+  manifest's deltas.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from statestore import crashpoints
+from statestore.backend import Backend
+from statestore.checkpoint.manifest import BaseEntry, Manifest, Part
+from statestore.checkpoint.storage import CheckpointStorage
+from statestore.checkpoint.upload import upload_base, upload_deltas
+from statestore.clock import Clock
+from statestore.errors import StateStoreError, UnavailableError
+from statestore.metrics import StoreMetrics
+from statestore.stamp import STAMP_KEY
+from statestore.types import Attempt, CheckpointId, Epoch
+from statestore.wal.log import Log, SealedSegment
+from statestore.wal.record import StateDescriptor
+
+if TYPE_CHECKING:
+    from statestore.recovery import Recovered
+    from statestore.store import StoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A complete checkpoint."""
+
+    checkpoint_id: CheckpointId
+    epoch: Epoch
+    uploaded_bytes: int
+    total_bytes: int
+    seconds: float
+    """From its beginning to its completion."""
+    path: str
+    """As `restore` takes it."""
+    manifest: Manifest
+
+
+class PendingCheckpoint:
+    """A checkpoint that has been begun. `finish` may run in another thread."""
+
+    def __init__(
+        self, chain: SnapshotChain, epoch: Epoch, segments: list[SealedSegment], manifest: Manifest, begun: float
+    ):
+        self._chain, self._segments, self._manifest, self._begun = chain, segments, manifest, begun
+        self.epoch = epoch
+        self._lock = threading.Lock()
+        self._decided = False
+
+    def finish(self) -> CheckpointInfo:
+        """Upload what is not in the storage yet, write the manifest, collect old checkpoints.
+
+        Raises
+        ------
+        UnavailableError
+            The storage does not answer, or the checkpoint was cancelled.
+        CorruptionError
+            A log segment on the local disk is damaged: nothing refers to it.
+        FencedError
+            A newer attempt owns the job.
+        """
+        return self._chain.finish(self, self._segments, self._manifest, self._begun)
+
+    def cancel(self) -> bool:
+        """Prevent completion; False when it is too late."""
+        return self.decide()
+
+    def decide(self) -> bool:
+        """Whoever gets True first, canceller or completer, has its way."""
+        with self._lock:
+            first, self._decided = not self._decided, True
+        return first
+
+
+class SnapshotChain:
+    """What the next checkpoint builds on."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: CheckpointStorage,
+        log: Log,
+        backend: Backend,
+        metrics: StoreMetrics,
+        clock: Clock,
+        attempt: Attempt,
+        run: str,
+        settings: StoreSettings,
+        max_parallelism: int,
+        recovered: Recovered,
+    ):
+        self._checkpoints, self._log, self._backend = checkpoints, log, backend
+        self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
+        self._settings, self._max_parallelism = settings, max_parallelism
+        self._base, self._deltas = recovered.base, recovered.deltas
+        self._uploaded_sequence = recovered.uploaded_sequence
+        self._last_id = checkpoints.latest() or CheckpointId(0)
+        self.covered_epoch = (
+            recovered.checkpoint.epoch if recovered.checkpoint and (recovered.base or recovered.deltas) else Epoch(0)
+        )
+        """Epoch of the last complete checkpoint that the next one continues, 0 when there is none."""
+        self._base_maker = ThreadPoolExecutor(1, thread_name_prefix="statestore-base")
+        self._making_base: Future[BaseEntry] | None = None
+
+    def begin(
+        self, epoch: Epoch, meta: dict[str, Any], states: list[StateDescriptor], *, final: bool
+    ) -> PendingCheckpoint:
+        """Fix what the checkpoint at `epoch` will consist of."""
+        self._adopt_base()
+        segments = [segment for segment in self._log.sealed if segment.sequence > self._uploaded_sequence]
+        last = self._log.sealed[-1]
+        part = Part(
+            first_key_group=0,
+            last_key_group=self._max_parallelism - 1,
+            base=self._base,
+            deltas=self._deltas,
+            log_sequence=last.sequence,
+            log_sha256=last.sha256,
+        )
+        manifest = Manifest(
+            job=self._checkpoints.job,
+            checkpoint_id=CheckpointId(self._last_id + 1),
+            attempt=self._attempt,
+            epoch=epoch,
+            created=self._clock.time(),
+            kind="final" if final else "checkpoint",
+            run=self._run,
+            max_parallelism=self._max_parallelism,
+            states=states,
+            parts=[part],
+            meta=meta,
+            uploaded_bytes=0,
+        )
+        return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
+
+    def _adopt_base(self) -> None:
+        if self._making_base is not None and self._making_base.done():
+            base = self._making_base.result()
+            self._making_base = None
+            self._use_base(base)
+
+    def _use_base(self, base: BaseEntry) -> None:
+        self._base = base
+        self._deltas = [delta for delta in self._deltas if delta.last_epoch > base.epoch]
+
+    def finish(
+        self, pending: PendingCheckpoint, segments: list[SealedSegment], manifest: Manifest, begun: float
+    ) -> CheckpointInfo:
+        """See `PendingCheckpoint.finish`."""
+        with self._metrics.time("checkpoint"):
+            part = manifest.part
+            base, deltas = part.base, part.deltas
+            new = upload_deltas(self._checkpoints, self._log, segments)
+            uploaded = sum(delta.size for delta in new)
+            deltas = [*deltas, *new]
+            if deltas[0].first_epoch > part.base_epoch + 1:  # the log's beginning is gone: only a base can stand for it
+                base = self._make_base()
+                deltas = [delta for delta in deltas if delta.last_epoch > base.epoch]
+                uploaded += sum(file.size for file in base.files)
+            crashpoints.reach("checkpoint.uploaded")
+            part = replace(part, base=base, deltas=deltas)
+            manifest = replace(manifest, parts=[part], uploaded_bytes=uploaded)
+            if not pending.decide():
+                raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
+            self._checkpoints.complete(manifest)
+            self._checkpoints.collect(self._settings.num_retained)
+        return CheckpointInfo(
+            manifest.checkpoint_id,
+            manifest.epoch,
+            uploaded,
+            manifest.total_bytes,
+            self._clock.monotonic() - begun,
+            self._checkpoints.path_of(manifest.checkpoint_id),
+            manifest,
+        )
+
+    def completed(self, info: CheckpointInfo) -> None:
+        """Build on this checkpoint from now on."""
+        part = info.manifest.part
+        self._last_id, self.covered_epoch = info.checkpoint_id, info.epoch
+        self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
+        self._metrics.state_bytes = info.total_bytes
+        self._metrics.uploaded_bytes += info.uploaded_bytes
+
+    # Bases
+
+    @property
+    def wants_base(self) -> bool:
+        """Whether the deltas have outgrown the base."""
+        if self._making_base is not None:
+            return False
+        base_bytes = sum(file.size for file in self._base.files) if self._base else 0
+        delta_bytes = sum(delta.size for delta in self._deltas)
+        return delta_bytes > max(self._settings.base_ratio * base_bytes, self._settings.base_min_bytes)
+
+    def start_base(self, applied: Future[None]) -> None:
+        """Make a new base in the background, once `applied` is done."""
+
+        def make() -> BaseEntry:
+            applied.result()
+            with self._metrics.time("base"):
+                return self._make_base()
+
+        self._making_base = self._base_maker.submit(make)
+
+    def _make_base(self) -> BaseEntry:
+        epoch = self._backend.applied_epoch()
+        return upload_base(self._checkpoints, self._entries(), epoch, self._attempt)
+
+    def _entries(self) -> Iterator[tuple[bytes, bytes]]:
+        return (item for item in self._backend.scan(b"", None) if item[0] != STAMP_KEY)
+
+    def raise_failure(self) -> None:
+        """Raise what ended the making of a base, if it was damage."""
+        if self._making_base is not None and self._making_base.done():
+            error = self._making_base.exception()
+            if isinstance(error, StateStoreError) and not isinstance(error, UnavailableError):
+                raise error
+            if error is not None:
+                self._making_base = None  # tried again after the next checkpoint
+
+    def close(self) -> None:
+        """Wait for the base that is being made, if any."""
+        self._base_maker.shutdown(wait=True)

@@ -1,0 +1,260 @@
+"""Where a job's checkpoints are: finding, completing, verifying and collecting them.
+
+    <dir>/<job>/attempts/<n>          empty; attempt n was begun (create-if-absent: the fencing token)
+    <dir>/<job>/chk-<n>/_metadata     the manifest, see `manifest.py`
+    <dir>/<job>/shared/...            bases and deltas, with names unique to the attempt
+    <dir>/<job>/_latest               hint: a checkpoint number near the newest, so that not all need be probed
+
+Invariants:
+- checkpoint and attempt numbers have no gaps, so the newest is found by asking for the next until there is none: a stale listing or hint
+  can cost time, never a decision;
+- a checkpoint number is taken only by completing it; a failed checkpoint leaves no number behind;
+- collecting goes from the oldest up and removes a manifest last, so what it interrupts can be finished by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from statestore import crashpoints
+from statestore.checkpoint.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from statestore.errors import (
+    CheckpointNotFoundError,
+    CorruptionError,
+    FencedError,
+    StateStoreError,
+    UnavailableError,
+    UsageError,
+)
+from statestore.io import Storage, local_path, open_storage
+from statestore.types import Attempt, CheckpointId
+
+logger = logging.getLogger("statestore.checkpoint")
+
+_job_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def checked_job_name(job: str) -> str:
+    """`job` itself. Raises UsageError unless it can be a folder's name everywhere."""
+    if not _job_name.fullmatch(job):
+        raise UsageError(
+            f"job name {job!r} must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return job
+
+
+def locate_checkpoint(path: str, own: CheckpointStorage | None = None) -> tuple[CheckpointStorage, CheckpointId]:
+    """Storage and number of the checkpoint that `path` (`<dir>/<job>/chk-<n>`) names; `own` itself when it lies there.
+
+    Raises
+    ------
+    UsageError
+        It is no checkpoint's path.
+    CheckpointNotFoundError
+        Nothing is there.
+    """
+    match = re.fullmatch(r"(?P<dir>.+)/(?P<job>[^/]+)/chk-(?P<number>[0-9]+)(/_metadata)?/?", path)
+    if not match:
+        raise UsageError(f"'{path}' is no checkpoint's path: expected <dir>/<job>/chk-<number>, or latest, or none")
+    number = CheckpointId(int(match["number"]))
+    folder = local_path(match["dir"])
+    if folder is not None and not Path(folder, match["job"]).is_dir():
+        raise CheckpointNotFoundError(path, "there is no such folder")
+    storage = open_storage(match["dir"])
+    if own is not None and (storage.url, match["job"]) == (own.storage.url, own.job):
+        return own, number
+    return CheckpointStorage(storage, match["job"]), number
+
+
+class CheckpointStorage:
+    """Checkpoints of one job in a `Storage`."""
+
+    def __init__(self, storage: Storage, job: str):
+        self.storage, self.job = storage, checked_job_name(job)
+        self.url = f"{storage.url.rstrip('/')}/{job}"
+
+    @staticmethod
+    def jobs(storage: Storage) -> list[str]:
+        """Names of the jobs with checkpoints below `storage`; a listing."""
+        return sorted({name.split("/")[0] for name in storage.list() if name.endswith("/_metadata")})
+
+    def path_of(self, checkpoint_id: CheckpointId) -> str:
+        """Full path of a checkpoint, as `restore` takes it."""
+        return f"{self.url}/chk-{checkpoint_id}"
+
+    def _manifest_name(self, checkpoint_id: int) -> str:
+        return f"{self.job}/chk-{checkpoint_id}/_metadata"
+
+    def object_name(self, path: str) -> str:
+        """Name in the storage of a manifest's path."""
+        return f"{self.job}/{path}"
+
+    # Attempts
+
+    def claim_attempt(self) -> Attempt:
+        """Begin a new attempt: its number is greater than that of every attempt before, and nobody else's."""
+        number = self._probe_up("attempts/", self._hint("attempt"), self._attempt_name)
+        while True:
+            number += 1
+            try:
+                self.storage.create(self._attempt_name(number), b"%d\n" % number)
+            except FileExistsError:
+                continue
+            self._write_hint(attempt=number)
+            return Attempt(number)
+
+    def _attempt_name(self, number: int) -> str:
+        return f"{self.job}/attempts/{number}"
+
+    def check_owner(self, attempt: Attempt) -> None:
+        """Raise FencedError when a newer attempt has begun."""
+        if self.storage.exists(self._attempt_name(attempt + 1)):
+            raise FencedError(self.url, attempt)
+
+    # Finding
+
+    def latest(self) -> CheckpointId | None:
+        """Number of the newest complete checkpoint, None when there is none."""
+        newest = self._probe_up("chk-", self._hint("checkpoint"), self._manifest_name)
+        return CheckpointId(newest) if newest else None
+
+    def _probe_up(self, folder_prefix: str, hint: int, name_of: Callable[[int], str]) -> int:
+        """Greatest existing number, found from a hint by asking for the next one until there is none."""
+        number = hint
+        if number == 0 or not self.storage.exists(name_of(number)):
+            pattern = re.compile(rf"{re.escape(self.job)}/{re.escape(folder_prefix)}(\d+)(/_metadata)?")
+            listed = (pattern.fullmatch(name) for name in self.storage.list(self.job))
+            number = max((int(match[1]) for match in listed if match), default=0)
+        while self.storage.exists(name_of(number + 1)):
+            number += 1
+        return number
+
+    def _hint(self, key: str) -> int:
+        return self._hints().get(key, 0)
+
+    def _hints(self) -> dict[str, int]:
+        try:
+            hints = json.loads(self.storage.read(f"{self.job}/_latest"))
+            return {key: int(hints[key]) for key in ("checkpoint", "attempt") if key in hints}
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def _write_hint(self, **changes: int) -> None:
+        hints = {**self._hints(), **changes}
+        self.storage.write(f"{self.job}/_latest", json.dumps(hints, sort_keys=True).encode() + b"\n")
+
+    def load(self, checkpoint_id: CheckpointId) -> Manifest:
+        """Manifest of a checkpoint.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            There is no such checkpoint.
+        CorruptionError
+            Its manifest is damaged, or is not that checkpoint's.
+        """
+        name = self._manifest_name(checkpoint_id)
+        try:
+            data = self.storage.read(name)
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(self.path_of(checkpoint_id), "there is no such checkpoint") from None
+        manifest = decode_manifest(data, f"{self.storage.url}/{name}")
+        if manifest.job != self.job or manifest.checkpoint_id != checkpoint_id:
+            found = f"checkpoint {manifest.checkpoint_id} of job '{manifest.job}'"
+            raise CorruptionError(f"{self.storage.url}/{name}", f"it is the manifest of {found}")
+        return manifest
+
+    def retained(self) -> list[CheckpointId]:
+        """Numbers of the complete checkpoints, ascending."""
+        newest = self.latest()
+        if newest is None:
+            return []
+        oldest: int = newest
+        while oldest > 1 and self.storage.exists(self._manifest_name(oldest - 1)):
+            oldest -= 1
+        return [CheckpointId(number) for number in range(oldest, newest + 1)]
+
+    # Completing
+
+    def complete(self, manifest: Manifest) -> None:
+        """Write the manifest: from here on the checkpoint exists.
+
+        Raises
+        ------
+        FencedError
+            Another attempt has taken over, or has completed this number.
+        """
+        self.check_owner(manifest.attempt)
+        name, data = self._manifest_name(manifest.checkpoint_id), encode_manifest(manifest)
+        try:
+            self.storage.create(name, data)
+        except FileExistsError:
+            if self.storage.read(name) != data:
+                raise FencedError(self.path_of(manifest.checkpoint_id), manifest.attempt) from None
+        crashpoints.reach("checkpoint.manifest-written")
+        try:
+            self._write_hint(checkpoint=manifest.checkpoint_id)
+        except UnavailableError as error:  # the checkpoint stands without it
+            logger.warning("the hint at %s was not written: %s", self.url, error)
+
+    # Verifying
+
+    def read_file(self, entry: FileEntry) -> bytes:
+        """A file of a checkpoint, checked.
+
+        Raises
+        ------
+        CorruptionError
+            The file is missing, or is not what the manifest says.
+        """
+        name = self.object_name(entry.path)
+        try:
+            data = self.storage.read(name)
+        except FileNotFoundError:
+            raise CorruptionError(f"{self.storage.url}/{name}", "the file is missing") from None
+        if len(data) != entry.size:
+            raise CorruptionError(f"{self.storage.url}/{name}", f"it has {len(data)} bytes instead of {entry.size}")
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CorruptionError(f"{self.storage.url}/{name}", "it does not match its hash in the manifest")
+        return data
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Read and hash every file; one line for each that is damaged or missing."""
+        problems = []
+        for entry in manifest.files():
+            try:
+                self.read_file(entry)
+            except CorruptionError as error:
+                problems.append(str(error))
+        return problems
+
+    # Collecting
+
+    def collect(self, keep: int) -> int:
+        """Remove all but the newest `keep` checkpoints and the files only they name; returns the number of files removed.
+
+        A file goes only if no retained manifest names it. When any manifest concerned can't be read, nothing is removed.
+        """
+        numbers = self.retained()
+        doomed, kept = numbers[:-keep], numbers[-keep:]
+        if not doomed:
+            return 0
+        try:
+            needed = {entry.path for number in kept for entry in self.load(number).files()}
+            garbage = {number: {entry.path for entry in self.load(number).files()} - needed for number in doomed}
+        except StateStoreError as error:
+            logger.warning("no checkpoint is removed, because one can't be read: %s", error)
+            return 0
+        removed: set[str] = set()
+        for number in doomed:
+            for path in sorted(garbage[number] - removed):
+                self.storage.delete(self.object_name(path))
+            removed |= garbage[number]
+            self.storage.delete(self._manifest_name(number))
+        crashpoints.reach("checkpoint.collected")
+        return len(removed)

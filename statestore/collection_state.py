@@ -1,0 +1,295 @@
+"""List and map states: collections stored in pieces, so that a change costs the change and not the collection.
+
+list  head: sub-key empty, value = length (MessagePack)            chunk i: sub-key i as u32 BE, value = array of up to 64 elements
+map   entry: sub-key = 00 · encoded map key, value = encoded map value
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from statestore.codecs import Codec
+from statestore.errors import CorruptionError, UsageError
+from statestore.keys import EntryKeys, KeyCodec
+from statestore.state import ABSENT, NO_EXPIRY, State, open_envelope
+
+if TYPE_CHECKING:
+    from statestore.keyed import KeyedState
+    from statestore.pending import EpochBatch
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+CHUNK_ELEMENTS = 64
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_length = msgspec.msgpack.Decoder(int).decode
+
+
+def _chunks(length: int) -> int:
+    return -(-length // CHUNK_ELEMENTS)
+
+
+class _CachedList:
+    """Elements of one key from `start` on; what is before it has not been read."""
+
+    __slots__ = ("changed_from", "items", "start", "stored")
+
+    def __init__(self, start: int, items: list[Any], stored: int):
+        self.start, self.items, self.stored = start, items, stored
+        self.changed_from = stored
+
+    @property
+    def length(self) -> int:
+        return self.start + len(self.items)
+
+
+class ListState(State[T]):
+    """A list per key. Appending reads and writes the tail only."""
+
+    kind = "list"
+
+    def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
+        super().__init__(name, scope, codec, keys)
+        self._unpack_chunk = msgspec.msgpack.Decoder(list[codec.declared]).decode  # type: ignore[name-defined]
+
+    def _entry(self, key: Any, chunk: int | None = None) -> bytes:
+        return self._keys.of(self._scope.encode_key(key), b"" if chunk is None else chunk.to_bytes(4, "big"))
+
+    def _fetch(self, key: Any) -> _CachedList:
+        head = self._scope.read(self._entry(key))
+        if head is None:
+            return _CachedList(0, [], 0)
+        length = _unpack_length(open_envelope(head, self.name))
+        start = length - length % CHUNK_ELEMENTS
+        cached = _CachedList(start, [], length)
+        if start < length:
+            cached.items = self._read_chunks(key, range(start // CHUNK_ELEMENTS, _chunks(length)))
+        return cached
+
+    def _read_chunks(self, key: Any, chunks: range) -> list[Any]:
+        items: list[Any] = []
+        for stored in self._scope.read_many([self._entry(key, chunk) for chunk in chunks]):
+            if stored is None:
+                raise CorruptionError(f"state '{self.name}'", f"a chunk of the list of key {key!r} is missing")
+            try:
+                items += self._unpack_chunk(open_envelope(stored, self.name))
+            except msgspec.MsgspecError as error:
+                raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
+        return items
+
+    def _cached(self) -> _CachedList:
+        key = self._scope.key
+        cached: _CachedList = self._live[key] if key in self._live else self._load(key)
+        return cached
+
+    def _whole(self) -> _CachedList:
+        cached = self._cached()
+        if cached.start:
+            cached.items = self._read_chunks(self._scope.key, range(cached.start // CHUNK_ELEMENTS)) + cached.items
+            cached.start = 0
+        return cached
+
+    def get(self) -> list[T]:
+        """A copy of the current key's list; empty where nothing is stored."""
+        return list(self._whole().items)
+
+    def __len__(self) -> int:
+        return self._cached().length
+
+    def add(self, value: T) -> None:
+        """Append one element."""
+        self._cached().items.append(value)
+        self._dirty.add(self._scope.key)
+
+    def add_all(self, values: Iterable[T]) -> None:
+        """Append several elements."""
+        self._cached().items.extend(values)
+        self._dirty.add(self._scope.key)
+
+    def update(self, values: Iterable[T]) -> None:
+        """Replace the list."""
+        cached = self._cached()
+        cached.start, cached.items, cached.changed_from = 0, list(values), 0
+        self._dirty.add(self._scope.key)
+
+    def clear(self) -> None:
+        """Remove the current key's list."""
+        self.update(())
+
+    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
+        cached: _CachedList = self._live[key]
+        length, size = cached.length, 0
+        for chunk in range(cached.changed_from // CHUNK_ELEMENTS, _chunks(length)):
+            first = chunk * CHUNK_ELEMENTS - cached.start
+            data = self._encode_chunk(cached.items[first : first + CHUNK_ELEMENTS])
+            batch.put(self._entry(key, chunk), data)
+            size += len(data)
+        for chunk in range(_chunks(length), _chunks(cached.stored)):
+            batch.put(self._entry(key, chunk), None)
+        batch.put(self._entry(key), NO_EXPIRY + _pack(length) if length else None)
+        cached.stored = cached.changed_from = length
+        return size
+
+    def _encode_chunk(self, items: list[Any]) -> bytes:
+        expected = self._codec.value_class
+        for item in items:
+            if expected is not None and not isinstance(item, expected):
+                raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(item).__name__}: {item!r}")
+        try:
+            return NO_EXPIRY + _pack(items)
+        except (TypeError, OverflowError, ValueError) as error:
+            raise UsageError(f"an element of state '{self.name}' can't be encoded: {error}") from error
+
+
+class _CachedMap:
+    """Known entries of one key; all of them when `complete`."""
+
+    __slots__ = ("changed", "complete", "items")
+
+    def __init__(self) -> None:
+        self.items: dict[Any, Any] = {}
+        self.complete = False
+        self.changed: set[Any] = set()
+
+
+class MapState(State[V], Generic[K, V]):
+    """A map per key. Reading or writing one entry touches that entry only."""
+
+    kind = "map"
+
+    def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys, map_keys: KeyCodec):
+        super().__init__(name, scope, codec, keys)
+        self._map_keys = map_keys
+
+    def _fetch(self, key: Any) -> _CachedMap:
+        return _CachedMap()
+
+    def _cached(self) -> _CachedMap:
+        key = self._scope.key
+        cached: _CachedMap = self._live[key] if key in self._live else self._load(key)
+        return cached
+
+    def _prefix(self, key: Any) -> bytes:
+        return self._keys.of(self._scope.encode_key(key), b"\0")
+
+    def _lookup(self, map_key: K) -> Any:
+        self._map_keys.check(map_key)
+        cached = self._cached()
+        value = cached.items.get(map_key)
+        if value is None:
+            value = cached.items[map_key] = ABSENT if cached.complete else self._read(map_key)
+        return value
+
+    def _read(self, map_key: K) -> Any:
+        stored = self._scope.read(self._prefix(self._scope.key) + self._map_keys.encode(map_key))
+        return ABSENT if stored is None else self._decode(stored)
+
+    def _decode(self, stored: bytes) -> Any:
+        return self._codec.decode_stored(open_envelope(stored, self.name), self.name)
+
+    def _entries(self) -> dict[K, V]:
+        """All entries, read once."""
+        cached = self._cached()
+        if not cached.complete:
+            prefix = self._prefix(self._scope.key)
+            stored = {
+                self._map_keys.decode(entry[len(prefix) :]): value
+                for entry, value in self._scope.read_collection(prefix)
+            }
+            for map_key, value in stored.items():
+                if map_key not in cached.items:
+                    cached.items[map_key] = self._decode(value)
+            cached.complete = True
+        return {map_key: value for map_key, value in cached.items.items() if value is not ABSENT}
+
+    def get(self, map_key: K, default: V | None = None) -> V | None:
+        """Value of an entry, or `default`."""
+        value = self._lookup(map_key)
+        return default if value is ABSENT else value
+
+    def put(self, map_key: K, value: V) -> None:
+        """Set an entry. None is no value: remove the entry instead."""
+        if value is None:
+            raise UsageError(f"state '{self.name}': None can't be a map value; remove the entry instead")
+        self._map_keys.check(map_key)
+        self._change(map_key, value)
+
+    def _change(self, map_key: K, value: Any) -> None:
+        cached = self._cached()
+        cached.items[map_key] = value
+        cached.changed.add(map_key)
+        self._dirty.add(self._scope.key)
+
+    def put_all(self, entries: dict[K, V]) -> None:
+        """Set several entries."""
+        for map_key, value in entries.items():
+            self.put(map_key, value)
+
+    def remove(self, map_key: K) -> None:
+        """Remove an entry, if it is there."""
+        self._map_keys.check(map_key)
+        self._change(map_key, ABSENT)
+
+    def contains(self, map_key: K) -> bool:
+        """Whether there is such an entry."""
+        return self._lookup(map_key) is not ABSENT
+
+    def keys(self) -> KeysView[K]:
+        """All map keys."""
+        return self._entries().keys()
+
+    def values(self) -> ValuesView[V]:
+        """All map values."""
+        return self._entries().values()
+
+    def items(self) -> ItemsView[K, V]:
+        """All entries."""
+        return self._entries().items()
+
+    def is_empty(self) -> bool:
+        """Whether there is no entry."""
+        return not self._entries()
+
+    def clear(self) -> None:
+        """Remove all entries of the current key."""
+        for map_key in self._entries():
+            self._change(map_key, ABSENT)
+
+    def __getitem__(self, map_key: K) -> V:
+        value: V = self._lookup(map_key)
+        if value is ABSENT:
+            raise KeyError(map_key)
+        return value
+
+    def __setitem__(self, map_key: K, value: V) -> None:
+        self.put(map_key, value)
+
+    def __delitem__(self, map_key: K) -> None:
+        if not self.contains(map_key):
+            raise KeyError(map_key)
+        self.remove(map_key)
+
+    def __contains__(self, map_key: K) -> bool:
+        return self.contains(map_key)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._entries())
+
+    def __len__(self) -> int:
+        return len(self._entries())
+
+    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
+        cached: _CachedMap = self._live[key]
+        prefix, size = self._prefix(key), 0
+        for map_key in cached.changed:
+            value = cached.items[map_key]
+            data = None if value is ABSENT else self._encode_value(value)
+            size += len(data or b"")
+            batch.put_collection(prefix, prefix + self._map_keys.encode(map_key), data)
+        cached.changed.clear()
+        return size

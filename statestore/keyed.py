@@ -1,0 +1,167 @@
+"""A scope of keyed state: one key type, one current key, the states registered for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from statestore.codecs import Codec
+from statestore.collection_state import ListState, MapState
+from statestore.errors import UsageError
+from statestore.keys import KeyCodec
+from statestore.state import AggregateFunction, AggregatingState, ReducingState, State, ValueState
+
+if TYPE_CHECKING:
+    from statestore.store import StateStore
+
+S = TypeVar("S", bound="State[Any]")
+
+
+class KeyedState:
+    """States that share a key: those of one stateful operator, or of an embedding program.
+
+    Not thread-safe: one thread uses a scope and its handles.
+
+    Attributes
+    ----------
+    key
+        The current key. `set_current_key` checks its type; a loop that has passed all its keys to `begin_batch` may set it directly.
+    """
+
+    def __init__(self, store: StateStore, prefix: str, key_type: Any):
+        self._store, self._prefix = store, prefix
+        self._key_codec = KeyCodec(key_type)
+        self.encode_key = self._key_codec.encode
+        self.states: dict[str, State[Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "key":
+            raise UsageError("there is no current key: call set_current_key(key), or use `with store.key(key):`")
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    # Current key
+
+    @property
+    def key_type(self) -> str:
+        """Readable name of the key type."""
+        name: str = self._key_codec.name
+        return name
+
+    def set_current_key(self, key: Any) -> None:
+        """Make `key` the one that all handles of the scope work on.
+
+        Raises
+        ------
+        UsageError
+            It is not exactly of the scope's key type.
+        """
+        if type(key) is not self._key_codec.runtime_type or not self._key_codec.is_scalar:
+            self._key_codec.check(key)
+        self.key = key
+
+    @contextmanager
+    def at(self, key: Any) -> Iterator[None]:
+        """Work on `key` within a `with` block, then on the key before."""
+        before = self.__dict__.get("key", self)
+        self.set_current_key(key)
+        try:
+            yield
+        finally:
+            if before is self:
+                del self.key
+            else:
+                self.key = before
+
+    def check_keys(self, keys: Sequence[Any]) -> None:
+        """Raise UsageError unless all `keys` are exactly of the scope's key type."""
+        codec = self._key_codec
+        if codec.is_scalar and set(map(type, keys)) <= {codec.runtime_type}:
+            return
+        for key in keys:
+            codec.check(key)
+
+    def begin_batch(self, keys: Sequence[Any]) -> None:
+        """Check `keys` and load their values with one request per state, before a loop sets `key` to each.
+
+        Raises
+        ------
+        UsageError
+            A key is not of the scope's key type.
+        """
+        self.check_keys(keys)
+        for state in self.states.values():
+            state.prefetch(keys)
+
+    # States
+
+    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
+        """Register a state with one value per key.
+
+        Parameters
+        ----------
+        name
+            Unique in the scope; the state is found again by it.
+        type
+            Type of the values; see `statestore.codecs.Codec`.
+        default
+            What `value()` gives where nothing is stored.
+
+        Raises
+        ------
+        UsageError
+            The name is taken, or the type can't be stored.
+        IncompatibleStateError
+            The restored state of that name is of another kind, key type or value type.
+        """
+        return self._register(name, type, ValueState.kind, lambda n, s, c, k: ValueState(n, s, c, k, default))
+
+    def list_state(self, name: str, type: Any) -> ListState[Any]:
+        """Register a state with a list of `type` per key. Raises like `value_state`."""
+        return self._register(name, type, ListState.kind, ListState)
+
+    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
+        """Register a state with a map per key. Raises like `value_state`."""
+        map_keys = KeyCodec(key_type)
+        return self._register(
+            name, value_type, f"{MapState.kind}[{map_keys.name}]", lambda n, s, c, k: MapState(n, s, c, k, map_keys)
+        )
+
+    def reducing_state(self, name: str, type: Any, function: Callable[[Any, Any], Any]) -> ReducingState[Any]:
+        """Register a state that combines the values added to it with `function`. Raises like `value_state`."""
+        return self._register(name, type, ReducingState.kind, lambda n, s, c, k: ReducingState(n, s, c, k, function))
+
+    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
+        """Register a state that keeps an accumulator of the values added to it. Raises like `value_state`."""
+        if not isinstance(function, AggregateFunction):
+            raise UsageError(
+                f"state '{name}': {function!r} is no AggregateFunction (create_accumulator, add, get_result, merge)"
+            )
+        return self._register(
+            name, accumulator_type, AggregatingState.kind, lambda n, s, c, k: AggregatingState(n, s, c, k, function)
+        )
+
+    def _register(self, name: str, type: Any, kind: str, make: Callable[..., S]) -> S:
+        full_name = f"{self._prefix}/{name}" if self._prefix else name
+        if name in self.states:
+            raise UsageError(f"state '{full_name}' is registered already")
+        codec = Codec(type)
+        keys = self._store.register(full_name, kind, self.key_type, codec)
+        state = make(full_name, self, codec, keys)
+        self.states[name] = state
+        self._store.share_cache()
+        return state
+
+    # What handles read through
+
+    def read(self, entry_key: bytes) -> bytes | None:
+        """Committed value of one entry."""
+        return self._store.read_many([entry_key])[0]
+
+    def read_many(self, entry_keys: list[bytes]) -> list[bytes | None]:
+        """Committed values of several entries."""
+        return self._store.read_many(entry_keys)
+
+    def read_collection(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Committed entries of one map."""
+        return self._store.read_collection(prefix)

@@ -1,0 +1,196 @@
+"""Opening a store from a URL or a configuration: where its parts lie, and in which order they are claimed.
+
+<state.dir>/<job>/lock            held while the store is open
+<state.dir>/<job>/log/            the write-ahead log
+<state.dir>/<job>/<backend>/      what the backend keeps on the local disk, if anything
+<state.dir>/checkpoints/<job>/    checkpoints, unless checkpointing.dir says otherwise
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from statestore.backend import BackendContext, backend_class
+from statestore.checkpoint.storage import CheckpointStorage, checked_job_name
+from statestore.clock import Clock, SystemClock
+from statestore.config import Config
+from statestore.errors import UsageError
+from statestore.io import AppendStorage, FolderLock, LocalStorage, MemoryStorage, Storage, open_storage, redacted
+from statestore.keys import MAX_PARALLELISM_LIMIT
+from statestore.store import StateStore, StoreSettings
+from statestore.wal.log import Log
+
+
+def open(
+    target: str | Config,
+    *,
+    checkpoint_dir: str | None = None,
+    max_parallelism: int | None = None,
+    key_type: Any = str,
+    restore: str | None = None,
+    job: str = "store",
+    dir: str | os.PathLike[str] | None = None,
+    clock: Clock | None = None,
+) -> StateStore:
+    """Open a keyed-state store in this program.
+
+    Parameters
+    ----------
+    target
+        `memory://`, `rocksdb:///path`, `file:///path`, `filesystem+s3://bucket/prefix`, `redis://host:6379/0`, or a `Config`.
+    checkpoint_dir
+        Path or fsspec URL for checkpoints; default `checkpoints` in the local folder.
+    max_parallelism
+        Number of key groups, fixed for the life of the state; default 128.
+    key_type
+        Type of the keys: str, int, bytes, bool, a tuple of these, or a frozen msgspec.Struct.
+    restore
+        None: go on with the local state, or start empty where there is neither local state nor a checkpoint.
+        "latest": local state or the newest checkpoint, whichever is further on. A checkpoint's path: exactly that checkpoint, giving
+        up what came after. "none": start empty.
+    job
+        Name of the store below the checkpoint directory and in a shared backend.
+    dir
+        Local folder for the log and for what the backend keeps locally; default: the URL's path, or `.statestore/<job>`. A `memory://`
+        store without it keeps everything in memory and forgets it when the process ends.
+
+    Raises
+    ------
+    ConfigError, UsageError
+        An argument can't be served.
+    UnavailableError
+        The backend or a folder can't be reached, written or locked.
+    CheckpointNotFoundError, CorruptionError, IncompatibleStateError
+        The state can't be restored.
+    """
+    config, root = (target, None) if isinstance(target, Config) else _config_of(target)
+    if checkpoint_dir is not None:
+        config = msgspec.structs.replace(
+            config, checkpointing=msgspec.structs.replace(config.checkpointing, dir=checkpoint_dir)
+        )
+    if max_parallelism is not None:
+        if not 1 <= max_parallelism <= MAX_PARALLELISM_LIMIT:
+            raise UsageError(f"max_parallelism is {max_parallelism}, it must be from 1 to {MAX_PARALLELISM_LIMIT}")
+        config = msgspec.structs.replace(
+            config, state=msgspec.structs.replace(config.state, max_parallelism=max_parallelism)
+        )
+    ephemeral = isinstance(target, str) and config.state.backend == "memory" and dir is None and root is None
+    return open_store(
+        config,
+        job,
+        restore=restore,
+        key_type=key_type,
+        clock=clock,
+        auto_complete=True,
+        root=None if ephemeral else str(dir or root or Path(config.state.dir, job)),
+    )
+
+
+def _config_of(url: str) -> tuple[Config, str | None]:
+    """Configuration that a URL stands for, and the local folder in it."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        raise UsageError(
+            f"'{redacted(url)}' is no state URL: expected for example rocksdb:///path, memory:// or redis://host:6379/0"
+        )
+    name = parts.scheme.split("+")[0]
+    config = Config()
+    if parts.path.strip("/") and not parts.netloc and "+" not in parts.scheme:
+        return msgspec.structs.replace(config, state=msgspec.structs.replace(config.state, backend=name)), parts.path
+    options = backend_class(name).options_from_url(url)
+    state = msgspec.structs.replace(config.state, backend=name, backends={name: options})
+    return msgspec.structs.replace(config, state=state), None
+
+
+def open_store(
+    config: Config,
+    job: str,
+    *,
+    restore: str | None,
+    run: str = "",
+    key_type: Any = str,
+    clock: Clock | None = None,
+    auto_complete: bool = False,
+    root: str | None = "",
+) -> StateStore:
+    """Open the store of a job.
+
+    Parameters
+    ----------
+    restore
+        None: start empty, unless the job's last run did not finish, which raises UsageError. "latest": the newest checkpoint.
+        A checkpoint's path: that one. "none": start empty.
+    run
+        Names the run; a newest checkpoint made in the same run is restored whatever `restore` says.
+    auto_complete
+        Whether a commit counts on its own (embedded), or only with a complete checkpoint (job).
+    root
+        Local folder; "" is `<state.dir>/<job>`, None keeps everything in memory.
+    """
+    checked_job_name(job)
+    default_checkpoints = Path(root, "checkpoints") if root else Path(config.state.dir, "checkpoints")
+    if root == "":
+        root = str(Path(config.state.dir, job))
+    backend_type = backend_class(config.state.backend)
+    clock = clock or SystemClock()
+    lock = FolderLock(root, clock) if root is not None else None
+    try:
+        checkpoints = CheckpointStorage(_checkpoint_storage(config, None if root is None else default_checkpoints), job)
+        attempt = checkpoints.claim_attempt()
+        folder = str(Path(root, config.state.backend)) if root is not None else None
+        options = config.state.backends.get(config.state.backend, {})
+        context = BackendContext(job, folder, config.state.max_parallelism, attempt, options)
+        backend = backend_type.open(context)
+        log_storage: AppendStorage = MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
+        store = StateStore(
+            job=job,
+            backend=backend,
+            backend_name=config.state.backend,
+            log=Log(log_storage, job),
+            checkpoints=checkpoints,
+            attempt=attempt,
+            max_parallelism=config.state.max_parallelism,
+            settings=_settings(config),
+            clock=clock,
+            place=_place(options, folder),
+            lock=lock,
+            key_type=key_type,
+            auto_complete=auto_complete,
+            run=run,
+        )
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    try:
+        store.recover(restore)
+    except BaseException:
+        store.release()
+        raise
+    return store
+
+
+def _checkpoint_storage(config: Config, default: Path | None) -> Storage:
+    if config.checkpointing.dir is not None:
+        return open_storage(config.checkpointing.dir)
+    return MemoryStorage("memory:checkpoints") if default is None else LocalStorage(default)
+
+
+def _place(options: Any, folder: str | None) -> str:
+    url = options.get("url") or options.get("dir")
+    return redacted(str(url)) if url else folder or "this process's memory"
+
+
+def _settings(config: Config) -> StoreSettings:
+    return StoreSettings(
+        cache_bytes=config.state.cache_size,
+        pending_bytes=config.state.pending_size,
+        num_retained=config.checkpointing.num_retained,
+        base_ratio=config.checkpointing.base_ratio,
+        base_min_bytes=config.checkpointing.base_min_size,
+    )

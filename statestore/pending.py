@@ -1,0 +1,125 @@
+"""Committed epochs on their way to the backend.
+
+Invariants:
+- a batch moves from `waiting` (its epoch may yet be rolled back) to `ready` (its epoch is complete: batches are merged, the last value
+  wins) to `applying`, and disappears when the backend has it;
+- a look-up goes from the newest to the oldest of these, and only then to the backend, so a reader never sees half of an `apply`.
+
+The main thread adds, completes and looks up; one background thread takes and finishes. Each step replaces whole objects under a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from statestore.types import Epoch
+
+ENTRY_OVERHEAD_BYTES = 200
+MISSING = object()
+
+
+class EpochBatch:
+    """Encoded entries of an epoch or of several; `None` deletes."""
+
+    __slots__ = ("collections", "entries", "epoch")
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes | None] = {}
+        self.collections: dict[bytes, set[bytes]] = {}
+        """Entry keys by the prefix of the map they belong to, so that a map can be read without searching the whole batch."""
+        self.epoch = Epoch(0)
+
+    def put(self, entry_key: bytes, value: bytes | None) -> None:
+        """Set one entry."""
+        self.entries[entry_key] = value
+
+    def put_collection(self, prefix: bytes, entry_key: bytes, value: bytes | None) -> None:
+        """Set one entry of the map with this prefix."""
+        self.entries[entry_key] = value
+        self.collections.setdefault(prefix, set()).add(entry_key)
+
+    def merge(self, later: EpochBatch) -> None:
+        """Take in the batch of a later epoch."""
+        self.entries.update(later.entries)
+        for prefix, entry_keys in later.collections.items():
+            self.collections.setdefault(prefix, set()).update(entry_keys)
+        self.epoch = later.epoch
+
+
+class Pending:
+    """The batches between the log and the backend."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[EpochBatch, int]] = deque()
+        self._ready = EpochBatch()
+        self._ready_bytes = 0
+        self._applying: EpochBatch | None = None
+
+    @property
+    def ready_bytes(self) -> int:
+        """Estimated memory of what could be applied now."""
+        return self._ready_bytes
+
+    @property
+    def complete_epoch(self) -> Epoch:
+        """Last epoch that is ready to be applied, 0 when nothing is."""
+        return self._ready.epoch
+
+    def add(self, batch: EpochBatch, epoch: Epoch, size: int) -> None:
+        """Take over the batch of a committed epoch, `size` bytes in the log."""
+        batch.epoch = epoch
+        self._waiting.append((batch, size + ENTRY_OVERHEAD_BYTES * len(batch.entries)))
+
+    def complete(self, epoch: Epoch) -> None:
+        """The epochs up to `epoch` can't be rolled back any more."""
+        with self._lock:
+            while self._waiting and self._waiting[0][0].epoch <= epoch:
+                batch, size = self._waiting.popleft()
+                self._ready_bytes += size
+                if self._ready.epoch:
+                    self._ready.merge(batch)
+                else:
+                    self._ready = batch
+
+    def take(self) -> EpochBatch | None:
+        """Start applying all that is ready; None when nothing is. What failed before is given again first."""
+        with self._lock:
+            if self._applying is None and self._ready.epoch:
+                self._applying, self._ready, self._ready_bytes = self._ready, EpochBatch(), 0
+            return self._applying
+
+    def finish(self) -> None:
+        """The backend has what was taken."""
+        with self._lock:
+            self._applying = None
+
+    def _layers(self) -> list[EpochBatch]:
+        with self._lock:
+            layers = [batch for batch, _ in reversed(self._waiting)]
+            if self._ready.epoch:
+                layers.append(self._ready)
+            if self._applying is not None:
+                layers.append(self._applying)
+        return layers
+
+    def get_many(self, entry_keys: list[bytes]) -> list[object]:
+        """Value, None (deleted) or MISSING of each key."""
+        layers = [layer.entries for layer in self._layers()]
+        if not layers:
+            return [MISSING] * len(entry_keys)
+        found: list[object] = [layers[0].get(key, MISSING) for key in entry_keys]
+        for layer in layers[1:]:
+            found = [
+                layer.get(key, MISSING) if value is MISSING else value
+                for key, value in zip(entry_keys, found, strict=True)
+            ]
+        return found
+
+    def collection(self, prefix: bytes) -> dict[bytes, bytes | None]:
+        """Entries of the map with this prefix."""
+        merged: dict[bytes, bytes | None] = {}
+        for layer in reversed(self._layers()):
+            merged.update({key: layer.entries[key] for key in layer.collections.get(prefix, ())})
+        return merged

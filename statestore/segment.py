@@ -1,0 +1,277 @@
+"""Sorted segment: an immutable file of entries in key order, readable by range reads.
+
+Invariants:
+- keys ascend strictly over the whole file; a value of nil marks a deleted key;
+- every byte is under a checksum that is checked before the byte is believed;
+- readers need the footer and then only the blocks they look into.
+
+Grammar (integers little-endian; crc is CRC-32C):
+
+    file   = "SSTSEG" · 00 · version u8 · block* · footer · length of footer u32 · crc of footer u32 · "SSTSEGND"
+    block  = zstd frame of a MessagePack array [keys, values]; its crc stands in the footer
+    footer = MessagePack map {blocks: [[first key, offset, length, crc], ...], last_key, entries, raw_bytes, groups: [least, greatest],
+             bloom}; its key groups are the first two bytes of the first and last key
+
+The bloom filter has 10 bits a key and 6 probes, taken by double hashing from the key's xxh3_64.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+import google_crc32c
+import msgspec
+import zstandard
+from xxhash import xxh3_64_intdigest
+
+from statestore.errors import CorruptionError, UsageError
+from statestore.io import Storage
+
+MAGIC = b"SSTSEG\x00\x01"
+END_MAGIC = b"SSTSEGND"
+BLOCK_BYTES = 64 << 10
+BLOCK_RAW_MAX_BYTES = 320 << 20
+BLOOM_BITS_PER_KEY = 10
+BLOOM_PROBES = 6
+MISSING = object()
+
+_tail = struct.Struct("<II8s")
+_block_type = tuple[list[bytes], list[bytes | None]]
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_block = msgspec.msgpack.Decoder(_block_type).decode
+
+Block = tuple[list[bytes], list[bytes | None]]
+
+
+class _Footer(msgspec.Struct):
+    blocks: list[tuple[bytes, int, int, int]]
+    last_key: bytes
+    entries: int
+    raw_bytes: int
+    groups: tuple[int, int]
+    bloom: bytes
+
+
+_unpack_footer = msgspec.msgpack.Decoder(_Footer).decode
+
+
+def _bloom_of(hashes: list[int]) -> bytes:
+    bits = max(64, len(hashes) * BLOOM_BITS_PER_KEY)
+    bloom = bytearray((bits + 7) // 8)
+    bits = len(bloom) * 8
+    for digest in hashes:
+        position, step = digest & 0xFFFFFFFF, digest >> 32 | 1
+        for _ in range(BLOOM_PROBES):
+            bit = position % bits
+            bloom[bit >> 3] |= 1 << (bit & 7)
+            position += step
+    return bytes(bloom)
+
+
+def _may_hold(bloom: bytes, key: bytes) -> bool:
+    digest = xxh3_64_intdigest(key)
+    position, step, bits = digest & 0xFFFFFFFF, digest >> 32 | 1, len(bloom) * 8
+    for _ in range(BLOOM_PROBES):
+        bit = position % bits
+        if not bloom[bit >> 3] >> (bit & 7) & 1:
+            return False
+        position += step
+    return True
+
+
+class SegmentWriter:
+    """Builds a segment in memory from entries in ascending key order."""
+
+    def __init__(self, *, block_bytes: int = BLOCK_BYTES, level: int = 1):
+        self._block_bytes = block_bytes
+        self._compressor = zstandard.ZstdCompressor(level=level)
+        self._parts: list[bytes] = [MAGIC]
+        self._size = len(MAGIC)
+        self._keys: list[bytes] = []
+        self._values: list[bytes | None] = []
+        self._pending_bytes = 0
+        self._index: list[tuple[bytes, int, int, int]] = []
+        self._hashes: list[int] = []
+        self._last_key = b""
+        self._raw_bytes = 0
+
+    @property
+    def entries(self) -> int:
+        """Number of entries added."""
+        return len(self._hashes)
+
+    @property
+    def size_bytes(self) -> int:
+        """About how large the file is so far."""
+        return self._size + self._pending_bytes
+
+    def add(self, key: bytes, value: bytes | None) -> None:
+        """Append one entry; None marks the key as deleted.
+
+        Raises
+        ------
+        UsageError
+            The entry is larger than a block may be.
+        """
+        assert not self._hashes or key > self._last_key, "keys must ascend"
+        size = len(key) + (len(value) if value is not None else 0) + 6
+        if size > BLOCK_RAW_MAX_BYTES:
+            raise UsageError(f"an entry of {size} bytes is over the limit of {BLOCK_RAW_MAX_BYTES} bytes")
+        if self._keys and self._pending_bytes + size > self._block_bytes:
+            self._end_block()
+        self._keys.append(key)
+        self._values.append(value)
+        self._hashes.append(xxh3_64_intdigest(key))
+        self._pending_bytes += size
+        self._raw_bytes += size
+        self._last_key = key
+
+    def _end_block(self) -> None:
+        data = self._compressor.compress(_pack((self._keys, self._values)))
+        self._index.append((self._keys[0], self._size, len(data), google_crc32c.value(data)))
+        self._parts.append(data)
+        self._size += len(data)
+        self._keys, self._values, self._pending_bytes = [], [], 0
+
+    def finish(self) -> bytes:
+        """The whole file. The writer is used up."""
+        if self._keys:
+            self._end_block()
+        first = self._index[0][0] if self._index else b""
+        groups = (int.from_bytes(first[:2], "big"), int.from_bytes(self._last_key[:2], "big"))
+        bloom = _bloom_of(self._hashes)
+        footer = _pack(_Footer(self._index, self._last_key, len(self._hashes), self._raw_bytes, groups, bloom))
+        self._parts += [footer, _tail.pack(len(footer), google_crc32c.value(footer), END_MAGIC)]
+        return b"".join(self._parts)
+
+
+class BlockCache:
+    """Decoded blocks of several segments, least recently used out first. Thread-safe."""
+
+    def __init__(self, capacity_bytes: int):
+        self._capacity_bytes = capacity_bytes
+        self._blocks: OrderedDict[tuple[str, int], tuple[Block, int]] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str, index: int) -> Block | None:
+        """The block, if it is held."""
+        with self._lock:
+            found = self._blocks.get((name, index))
+            if found is None:
+                return None
+            self._blocks.move_to_end((name, index))
+            return found[0]
+
+    def put(self, name: str, index: int, block: Block, size: int) -> None:
+        """Hold the block, which takes about `size` bytes."""
+        with self._lock:
+            if (name, index) in self._blocks:
+                return
+            self._blocks[name, index] = (block, size)
+            self._size += size
+            while self._size > self._capacity_bytes and len(self._blocks) > 1:
+                self._size -= self._blocks.popitem(last=False)[1][1]
+
+
+class SegmentReader:
+    """Reads a segment from a storage. Thread-safe.
+
+    Raises
+    ------
+    CorruptionError
+        From the constructor or any read: the bytes needed are missing or do not match their checksum.
+    """
+
+    def __init__(self, storage: Storage, name: str, *, size: int | None = None, cache: BlockCache | None = None):
+        self._storage, self.name, self._cache = storage, name, cache
+        self._file = f"{storage.url}/{name}"
+        self.size_bytes = self._actual_size() if size is None else size
+        footer = self._read_footer()
+        self._blocks, self._bloom = footer.blocks, footer.bloom
+        self._first_keys = [block[0] for block in footer.blocks]
+        self.entries, self.raw_bytes, self.key_groups = footer.entries, footer.raw_bytes, footer.groups
+        self.first_key = self._first_keys[0] if self._first_keys else b""
+        self.last_key = footer.last_key
+
+    def _actual_size(self) -> int:
+        try:
+            return self._storage.size(self.name)
+        except FileNotFoundError:
+            raise CorruptionError(self._file, "the file is missing") from None
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            data = self._storage.read(self.name, offset, length)
+        except FileNotFoundError:
+            raise CorruptionError(self._file, "the file is missing") from None
+        if len(data) != length:
+            raise CorruptionError(self._file, f"the file ends at byte {offset + len(data)}", offset=offset)
+        return data
+
+    def _read_footer(self) -> _Footer:
+        if self.size_bytes < len(MAGIC) + _tail.size:
+            raise CorruptionError(self._file, f"{self.size_bytes} bytes are too few for a segment", offset=0)
+        if self._read(0, len(MAGIC)) != MAGIC:
+            raise CorruptionError(self._file, "not a segment of a version known here", offset=0)
+        tail_offset = self.size_bytes - _tail.size
+        length, crc, magic = _tail.unpack(self._read(tail_offset, _tail.size))
+        if magic != END_MAGIC or length > tail_offset - len(MAGIC):
+            raise CorruptionError(self._file, "the file does not end like a segment", offset=tail_offset)
+        footer = self._read(tail_offset - length, length)
+        if google_crc32c.value(footer) != crc:
+            raise CorruptionError(self._file, "the footer does not match its checksum", offset=tail_offset - length)
+        try:
+            return _unpack_footer(footer)
+        except msgspec.MsgspecError as error:
+            raise CorruptionError(
+                self._file, f"the footer can't be read: {error}", offset=tail_offset - length
+            ) from error
+
+    def _block(self, index: int, *, keep: bool = True) -> Block:
+        cached = self._cache.get(self.name, index) if self._cache else None
+        if cached is not None:
+            return cached
+        _, offset, length, crc = self._blocks[index]
+        data = self._read(offset, length)
+        if google_crc32c.value(data) != crc:
+            raise CorruptionError(self._file, "a block does not match its checksum", offset=offset)
+        try:
+            declared = zstandard.frame_content_size(data)
+            if not 0 < declared <= BLOCK_RAW_MAX_BYTES + 64:
+                raise CorruptionError(self._file, f"a block declares {declared} bytes of content", offset=offset)
+            block: Block = _unpack_block(zstandard.ZstdDecompressor().decompress(data, max_output_size=declared))
+        except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+            raise CorruptionError(self._file, f"a block can't be read: {error}", offset=offset) from error
+        if self._cache is not None and keep:
+            self._cache.put(self.name, index, block, declared + 100 * len(block[0]))
+        return block
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+        """Those of `keys` that the segment knows: their values, None for deleted ones."""
+        found: dict[bytes, bytes | None] = {}
+        wanted: dict[int, list[bytes]] = {}
+        for key in keys:
+            if self.first_key <= key <= self.last_key and _may_hold(self._bloom, key):
+                wanted.setdefault(bisect_right(self._first_keys, key) - 1, []).append(key)
+        for index, candidates in wanted.items():
+            block_keys, values = self._block(index)
+            for key in candidates:
+                position = bisect_left(block_keys, key)
+                if position < len(block_keys) and block_keys[position] == key:
+                    found[key] = values[position]
+        return found
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
+        """Entries with start <= key < stop (None: to the end), ascending, deleted ones included."""
+        index = max(0, bisect_right(self._first_keys, start) - 1)
+        while index < len(self._blocks) and (stop is None or self._first_keys[index] < stop):
+            keys, values = self._block(index, keep=False)
+            first = bisect_left(keys, start)
+            last = len(keys) if stop is None else bisect_left(keys, stop)
+            yield from zip(keys[first:last], values[first:last], strict=True)
+            index += 1

@@ -1,0 +1,433 @@
+"""The store: binds handles, log, backend and checkpoints together.
+
+The life of a change: a handle keeps the object; `commit` encodes it and logs it durably; once its epoch is complete (at once for an
+embedded store, with the checkpoint for a job) a background thread applies it to the backend, together with others, when enough has come
+together; a checkpoint uploads the log's sealed segments.
+
+One thread uses a store and its handles; only `PendingCheckpoint.finish` may run in another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from statestore import crashpoints
+from statestore.backend import Backend
+from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, SnapshotChain
+from statestore.checkpoint.storage import CheckpointStorage
+from statestore.clock import Clock
+from statestore.codecs import Codec
+from statestore.collection_state import ListState, MapState
+from statestore.errors import ClosedError, IncompatibleStateError, StateMigrationError, UsageError
+from statestore.io import FolderLock
+from statestore.keyed import KeyedState
+from statestore.keys import EntryKeys, prefix_end, split_entry
+from statestore.metrics import StoreMetrics
+from statestore.pending import MISSING, EpochBatch, Pending
+from statestore.recovery import Recovered, Recovery
+from statestore.stamp import STAMP_KEY, STAMP_STATE_ID, encode_stamp
+from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
+from statestore.types import Attempt, CheckpointId, Epoch
+from statestore.wal.log import Log
+from statestore.wal.record import CommitRecord, StateDescriptor
+
+logger = logging.getLogger("statestore.store")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a store found when it was opened."""
+
+    epoch: Epoch
+    checkpoint_id: CheckpointId | None
+    """The checkpoint it was restored from, None when local state alone was enough."""
+    meta: dict[str, Any]
+    """What was given to the last commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The numbers a store works by."""
+
+    cache_bytes: int
+    pending_bytes: int
+    num_retained: int
+    base_ratio: float
+    base_min_bytes: int
+
+
+class StateStore:
+    """Keyed state on a backend, with a log and checkpoints. Made by `statestore.open`.
+
+    Guarantees
+    ----------
+    - When `commit` has returned, the epoch survives the death of process and machine.
+    - Epochs are atomic: after a crash all of an epoch is there or nothing.
+    - After any error in `commit` the store takes no more commits: close it, and open it again to go on from the last durable epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        backend: Backend,
+        backend_name: str,
+        log: Log,
+        checkpoints: CheckpointStorage,
+        attempt: Attempt,
+        max_parallelism: int,
+        settings: StoreSettings,
+        clock: Clock,
+        place: str,
+        lock: FolderLock | None,
+        key_type: Any,
+        auto_complete: bool,
+        run: str,
+    ):
+        self.job, self.backend_name, self.attempt, self.max_parallelism = job, backend_name, attempt, max_parallelism
+        self.checkpoints, self.metrics, self.place = checkpoints, StoreMetrics(clock), place
+        self.restored: Restored | None = None
+        self._backend, self._log, self._clock, self._settings = backend, log, clock, settings
+        self._lock, self._auto_complete, self._run = lock, auto_complete, run
+        self._pending = Pending()
+        self._states: dict[str, StateDescriptor] = {}
+        self._states_changed = False
+        self._epoch = Epoch(0)
+        self._meta: dict[str, Any] = {}
+        self._scopes: list[KeyedState] = []
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="statestore-apply")
+        self._flushing: Future[None] | None = None
+        self._persisted = Epoch(0)
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._chain: SnapshotChain
+        self._default = self.keyed("", key_type)
+
+    # Opening
+
+    def recover(self, restore: str | None) -> None:
+        """Bring the store to the state that `restore` asks for; called once, by `statestore.open`. Raises as `Recovery.run` does."""
+        with self.metrics.time("recovery"):
+            recovered = Recovery(
+                self._backend,
+                self._log,
+                self.checkpoints,
+                max_parallelism=self.max_parallelism,
+                restore=restore,
+                run=self._run,
+                tail_counts=self._auto_complete,
+            ).run()
+        self._begin(recovered)
+
+    def _begin(self, recovered: Recovered) -> None:
+        self._epoch, self._meta = recovered.epoch, recovered.meta
+        self._states = {state.name: state for state in recovered.states}
+        checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
+        if recovered.epoch:
+            self.restored = Restored(recovered.epoch, checkpoint_id, recovered.meta)
+        if recovered.checkpoint:
+            self.metrics.state_bytes = recovered.checkpoint.total_bytes
+        self._log.begin(
+            attempt=self.attempt,
+            epoch=recovered.epoch,
+            sequence=recovered.log_sequence + 1,
+            previous=recovered.log_sha256,
+        )
+        self._chain = SnapshotChain(
+            checkpoints=self.checkpoints,
+            log=self._log,
+            backend=self._backend,
+            metrics=self.metrics,
+            clock=self._clock,
+            attempt=self.attempt,
+            run=self._run,
+            settings=self._settings,
+            max_parallelism=self.max_parallelism,
+            recovered=recovered,
+        )
+
+    # States
+
+    def keyed(self, prefix: str, key_type: Any) -> KeyedState:
+        """A scope with its own key type and current key; its states are named `<prefix>/<name>`."""
+        scope = KeyedState(self, prefix, key_type)
+        self._scopes.append(scope)
+        return scope
+
+    def set_current_key(self, key: Any) -> None:
+        """Make `key` the one that all handles work on. Raises UsageError when it is not of the store's key type."""
+        self._default.set_current_key(key)
+
+    def key(self, key: Any) -> AbstractContextManager[None]:
+        """Work on `key` within a `with` block."""
+        return self._default.at(key)
+
+    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
+        """See `KeyedState.value_state`."""
+        return self._default.value_state(name, type, default)
+
+    def list_state(self, name: str, type: Any) -> ListState[Any]:
+        """See `KeyedState.list_state`."""
+        return self._default.list_state(name, type)
+
+    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
+        """See `KeyedState.map_state`."""
+        return self._default.map_state(name, key_type, value_type)
+
+    def reducing_state(self, name: str, type: Any, function: Any) -> ReducingState[Any]:
+        """See `KeyedState.reducing_state`."""
+        return self._default.reducing_state(name, type, function)
+
+    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
+        """See `KeyedState.aggregating_state`."""
+        return self._default.aggregating_state(name, function, accumulator_type)
+
+    def register(self, name: str, kind: str, key_type: str, codec: Codec) -> EntryKeys:
+        """Find the state `name` among the restored ones, or give it an id; handles call this. Raises IncompatibleStateError."""
+        known = self._states.get(name)
+        if known is None:
+            state_id = max((state.id for state in self._states.values()), default=0) + 1
+            if state_id >= STAMP_STATE_ID:
+                raise UsageError(f"a store can't have more than {STAMP_STATE_ID - 1} states")
+            self._states[name] = StateDescriptor(state_id, name, kind, key_type, codec.name, codec.fingerprint)
+            self._states_changed = True
+            return EntryKeys(state_id, self.max_parallelism)
+        if (known.kind, known.key_type) != (kind, key_type):
+            raise IncompatibleStateError(
+                f"state '{name}' was stored as {known.kind} state keyed by {known.key_type}, "
+                f"and is declared as {kind} state keyed by {key_type}"
+            )
+        if known.fingerprint != codec.fingerprint:
+            raise StateMigrationError(
+                name, known.type, codec.name, "the types differ; declare the stored type, or rename the state"
+            )
+        return EntryKeys(known.id, self.max_parallelism)
+
+    def share_cache(self) -> None:
+        """Divide the cache between the registered states; handles call this when they are made."""
+        states = [state for scope in self._scopes for state in scope.states.values()]
+        for state in states:
+            state.set_capacity(self._settings.cache_bytes // len(states))
+
+    # Reading what is committed
+
+    def read_many(self, entry_keys: list[bytes]) -> list[bytes | None]:
+        """Committed values of entries: from what waits for the backend, then from the backend."""
+        found = self._pending.get_many(entry_keys)
+        missing = [index for index, value in enumerate(found) if value is MISSING]
+        if missing:
+            for index, value in zip(missing, self._backend.get_many([entry_keys[i] for i in missing]), strict=True):
+                found[index] = value
+        return found  # type: ignore[return-value]
+
+    def read_collection(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Committed entries whose key starts with `prefix`, ascending."""
+        # What waits is looked up first: an apply that ends in between moves entries to where the scan sees them.
+        changed = self._pending.collection(prefix)
+        merged: dict[bytes, bytes | None] = dict(self._backend.scan(prefix, prefix_end(prefix)))
+        merged.update(changed)
+        return iter(sorted((key, value) for key, value in merged.items() if value is not None))
+
+    def count_keys(self) -> int:
+        """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
+        self._apply_and_wait()
+        count, group, keys = 0, -1, set[bytes]()
+        for entry_key, _ in self._backend.scan(b"", None):
+            entry_group, state_id, key, _ = split_entry(entry_key)
+            if entry_group != group:
+                count, group, keys = count + len(keys), entry_group, set()
+            if state_id != STAMP_STATE_ID:
+                keys.add(key)
+        return count + len(keys)
+
+    # Committing
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether so much is uncommitted that a checkpoint (or commit) should come before more is processed."""
+        return (
+            sum(state.dirty_bytes for scope in self._scopes for state in scope.states.values())
+            > self._settings.cache_bytes
+        )
+
+    def commit(self, meta: dict[str, Any] | None = None) -> Epoch:
+        """Make all changes since the last commit durable, as one epoch.
+
+        Parameters
+        ----------
+        meta
+            Stored with the epoch and given back in `restored.meta`; without it, that of the last commit goes on.
+
+        Raises
+        ------
+        UsageError
+            A value can't be encoded as its state's type.
+        UnavailableError
+            The log could not be written; nothing of this epoch counts.
+        ClosedError
+            The store is closed, or a commit failed before.
+        """
+        self._check_open()
+        self._raise_background_failure()
+        try:
+            with self.metrics.time("wal"):
+                self._log_epoch(self._meta if meta is None else meta)
+        except BaseException as error:
+            self._failure = error
+            raise
+        crashpoints.reach("commit.logged")
+        if self._auto_complete:
+            self._complete(self._epoch)
+        return self._epoch
+
+    def _log_epoch(self, meta: dict[str, Any]) -> None:
+        batch = EpochBatch()
+        for scope in self._scopes:
+            for state in scope.states.values():
+                state.flush(batch)
+        states = None
+        if self._states_changed or self._log.needs_states:
+            states = list(self._states.values())
+        epoch = Epoch(self._epoch + 1)
+        size = self._log.append(batch.entries, epoch, CommitRecord(meta, states))
+        self.metrics.wal_bytes += size
+        self._epoch, self._meta, self._states_changed = epoch, meta, False
+        self._pending.add(batch, epoch, size)
+
+    # Applying
+
+    def _complete(self, epoch: Epoch) -> None:
+        self._pending.complete(epoch)
+        ready = self._pending.ready_bytes
+        if ready > self._settings.pending_bytes:
+            if self._flushing is not None and ready > 2 * self._settings.pending_bytes:
+                self._flushing.result()  # the backend can't keep up: wait for it, rather than fill the memory
+            if self._flushing is None or self._flushing.done():
+                self._raise_background_failure()
+                self._flushing = self._flusher.submit(self._apply_ready)
+        self._trim_log()
+
+    def _apply_ready(self) -> None:
+        batch = self._pending.take()
+        if batch is None:
+            return
+        with self.metrics.time("persistence"):
+            crashpoints.reach("backend.before-apply")
+            batch.entries[STAMP_KEY] = encode_stamp(self.attempt, batch.epoch)
+            self._backend.apply(batch.entries, batch.epoch)
+            crashpoints.reach("backend.applied")
+            self._pending.finish()
+            self._persisted = self._backend.persist()
+
+    def _apply_and_wait(self) -> None:
+        """Apply all that is complete, now."""
+        if self._flushing is not None:
+            self._flushing.result()
+        self._flusher.submit(self._apply_ready).result()
+
+    def _raise_background_failure(self) -> None:
+        if self._flushing is not None and self._flushing.done():
+            self._flushing.result()
+        self._chain.raise_failure()
+
+    def _trim_log(self) -> None:
+        """Drop the log segments that neither the backend nor a checkpoint needs any more."""
+        needed = self._persisted if self._backend.durable else self._epoch
+        if self._chain.covered_epoch or not self._backend.durable:
+            needed = min(needed, self._chain.covered_epoch)
+        self._log.drop_before(needed)
+
+    # Checkpointing
+
+    def checkpoint(self, meta: dict[str, Any] | None = None) -> CheckpointInfo:
+        """Commit, and bring what changed since the last checkpoint to the checkpoint directory.
+
+        Raises
+        ------
+        FencedError
+            Another process has opened this state since.
+        UnavailableError, CorruptionError
+            The checkpoint failed; the commit stands, and what was not uploaded goes with the next checkpoint.
+        """
+        pending = self.begin_checkpoint(meta)
+        info = pending.finish()
+        self.complete(info)
+        return info
+
+    def begin_checkpoint(self, meta: dict[str, Any] | None = None, *, final: bool = False) -> PendingCheckpoint:
+        """First part of a checkpoint, which stops processing: commit and seal the log. Raises as `commit` does.
+
+        Parameters
+        ----------
+        final
+            Whether the job has finished: a new run of it then starts afresh.
+        """
+        epoch = self.commit(meta)
+        with self.metrics.time("checkpoint"):
+            self._log.seal()
+            crashpoints.reach("checkpoint.sealed")
+            return self._chain.begin(epoch, self._meta, list(self._states.values()), final=final)
+
+    def complete(self, info: CheckpointInfo) -> None:
+        """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""
+        self._check_open()
+        self._chain.completed(info)
+        self._complete(info.epoch)
+        if self._chain.wants_base:
+            self._chain.start_base(self._apply_and_wait_in_background())
+        crashpoints.reach("checkpoint.completed")
+
+    def _apply_and_wait_in_background(self) -> Future[None]:
+        """Applying of all that is complete, so that the base is made of it."""
+        self._flushing = self._flusher.submit(self._apply_ready)
+        return self._flushing
+
+    def abort(self, pending: PendingCheckpoint) -> bool:
+        """Give a pending checkpoint up: it will never complete. False when it is completing already, so wait for it instead."""
+        return pending.cancel()
+
+    # The rest
+
+    def describe(self) -> tuple[str, str]:
+        """Where the state and where the checkpoints are, without secrets."""
+        return self.place, self.checkpoints.url
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the store is closed")
+        if self._failure is not None:
+            raise ClosedError(
+                f"the store takes nothing more since a commit failed ({self._failure}): close it and open it again"
+            )
+
+    def close(self) -> None:
+        """Apply what is complete to a durable backend and release everything; idempotent. Uncommitted changes are dropped."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._chain.close()
+            if self._backend.durable and self._failure is None:
+                self._apply_and_wait()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of everything without applying anything, as after a failure; idempotent."""
+        self._closed = True
+        self._flusher.shutdown(wait=True)
+        self._log.close()
+        self._backend.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

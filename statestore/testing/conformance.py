@@ -1,0 +1,299 @@
+"""The conformance suite that every backend passes.
+
+A test file for a backend is a subclass and one fixture:
+
+    import pytest
+    from statestore.backend import BackendContext
+    from statestore.testing.conformance import BackendConformance
+
+    class TestMyBackend(BackendConformance):
+        @pytest.fixture
+        def open_backend(self, tmp_path):
+            opened = []
+
+            def open_backend(attempt=1, job="job"):
+                context = BackendContext(job, str(tmp_path / "state"), self.max_parallelism, attempt, {})
+                opened.append(MyBackend.open(context))
+                return opened[-1]
+
+            yield open_backend
+            for backend in opened:
+                backend.close()
+
+`open_backend` opens the same place each time it is called within a test. The suite closes a backend before it opens the place again,
+except where it tests fencing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from statestore.backend import Backend
+from statestore.errors import ClosedError, FencedError
+from statestore.keys import EntryKeys, group_of_entry, group_start, prefix_end
+from statestore.types import Attempt, Epoch
+
+OpenBackend = Callable[..., Backend]
+
+
+class BackendConformance:
+    """Subclass it, give it the fixture `open_backend`, and set what your backend promises."""
+
+    max_parallelism = 8
+    fenced = True
+    """Whether the backend refuses the writes of an older attempt once a newer one has opened the place."""
+
+    @pytest.fixture
+    def open_backend(self) -> OpenBackend:
+        """Open the backend under test."""
+        raise AssertionError("the subclass gives this fixture")
+
+    @pytest.fixture
+    def backend(self, open_backend: OpenBackend) -> Backend:
+        """An opened, empty backend."""
+        return open_backend()
+
+    def key(self, name: str, sub_key: bytes = b"", state: int = 1) -> bytes:
+        """Entry key for a test."""
+        return EntryKeys(state, self.max_parallelism).of(name.encode(), sub_key)
+
+    def content(self, backend: Backend) -> dict[bytes, bytes]:
+        """Everything in a backend, checked to be in order."""
+        entries = list(backend.scan(b"", None))
+        assert entries == sorted(entries)
+        assert len(dict(entries)) == len(entries)
+        return dict(entries)
+
+    # Values
+
+    def test_a_new_backend_is_empty(self, backend: Backend) -> None:
+        """Nothing is there, and the marker is 0."""
+        assert backend.applied_epoch() == 0
+        assert self.content(backend) == {}
+        assert backend.get_many([self.key("a")]) == [None]
+        assert backend.get_many([]) == []
+
+    def test_get_many_keeps_the_order_of_the_keys(self, backend: Backend) -> None:
+        """Also with duplicates and missing keys."""
+        a, b, c = self.key("a"), self.key("b"), self.key("c")
+        backend.apply({a: b"1", b: b"2"}, Epoch(1))
+        assert backend.get_many([b, c, a, b]) == [b"2", None, b"1", b"2"]
+
+    def test_a_batch_overwrites_and_deletes(self, backend: Backend) -> None:
+        """Deleting what is not there is no error."""
+        a, b, c = self.key("a"), self.key("b"), self.key("c")
+        backend.apply({a: b"1", b: b"2"}, Epoch(1))
+        backend.apply({a: b"3", b: None, c: None}, Epoch(2))
+        assert backend.get_many([a, b, c]) == [b"3", None, None]
+        assert self.content(backend) == {a: b"3"}
+
+    @pytest.mark.parametrize("value", [b"", b"\0", b"\xff" * 10, b"x" * (1 << 20)], ids=["empty", "nul", "ff", "1MiB"])
+    def test_values_are_any_bytes(self, backend: Backend, value: bytes) -> None:
+        """An empty value is not a missing one."""
+        backend.apply({self.key("a"): value}, Epoch(1))
+        assert backend.get_many([self.key("a")]) == [value]
+        assert self.content(backend) == {self.key("a"): value}
+
+    def test_keys_are_any_bytes(self, backend: Backend) -> None:
+        """Zero and 255 bytes, empty and long keys, at both ends of the key groups and state ids."""
+        keys = EntryKeys(0xFFFE, self.max_parallelism)
+        names = [b"", b"\0", b"\xff", b"\xff\xff", b"\0\xff", b"\r\n", "é€".encode(), b"k" * 300]
+        batch: dict[bytes, bytes | None] = {keys.of(name, sub): name for name in names for sub in (b"", b"\0\xff")}
+        backend.apply(batch, Epoch(1))
+        assert self.content(backend) == batch
+        assert backend.get_many(list(batch)) == list(batch.values())
+
+    # Marker
+
+    def test_the_marker_follows_apply(self, backend: Backend) -> None:
+        """An empty batch moves it too, and `persist` returns it or an earlier one."""
+        backend.apply({self.key("a"): b"1"}, Epoch(7))
+        assert backend.applied_epoch() == 7
+        backend.apply({}, Epoch(9))
+        assert backend.applied_epoch() == 9
+        assert backend.persist() == 9
+
+    def test_applying_again_changes_nothing(self, backend: Backend) -> None:
+        """Recovery may repeat a batch."""
+        batch = {self.key("a"): b"1", self.key("b"): None, self.key("m", b"\0x"): b"2"}
+        backend.apply(batch, Epoch(1))
+        before = self.content(backend)
+        backend.apply(batch, Epoch(1))
+        assert self.content(backend) == before
+        assert backend.applied_epoch() == 1
+
+    def test_the_marker_is_not_an_entry(self, backend: Backend) -> None:
+        """A scan of everything shows entries only."""
+        backend.apply({}, Epoch(3))
+        assert self.content(backend) == {}
+
+    # Scans
+
+    def test_scan_bounds(self, backend: Backend) -> None:
+        """Start is included, stop is not."""
+        keys = sorted(self.key(f"k{n}") for n in range(50))
+        backend.apply({key: key for key in keys}, Epoch(1))
+        assert [key for key, _ in backend.scan(keys[10], keys[20])] == keys[10:20]
+        assert [key for key, _ in backend.scan(keys[10], None)] == keys[10:]
+        assert [key for key, _ in backend.scan(keys[10] + b"\0", keys[20] + b"\0")] == keys[11:21]
+        assert list(backend.scan(keys[20], keys[10])) == []
+
+    def test_scan_of_one_key_group(self, backend: Backend) -> None:
+        """Groups do not mix."""
+        keys = [self.key(f"k{n}") for n in range(200)]
+        backend.apply(dict.fromkeys(keys, b"v"), Epoch(1))
+        for group in range(self.max_parallelism):
+            found = [key for key, _ in backend.scan(group_start(group), group_start(group + 1))]
+            assert found == sorted(key for key in keys if group_of_entry(key) == group)
+
+    def test_scan_of_one_collection(self, backend: Backend) -> None:
+        """Only the sub-keys with the prefix, after changes and deletions too."""
+        subs = [b"\0" + bytes([n]) for n in range(0, 256, 5)]
+        batch: dict[bytes, bytes | None] = {self.key(name, sub): sub for name in ("a", "b", "ab") for sub in subs}
+        batch[self.key("a")] = b"head"
+        batch[self.key("a", b"\1x")] = b"other"
+        backend.apply(batch, Epoch(1))
+        backend.apply({self.key("a", subs[3]): None, self.key("a", b"\0new"): b"n"}, Epoch(2))
+        prefix = self.key("a", b"\0")
+        found = [key[len(prefix) - 1 :] for key, _ in backend.scan(prefix, prefix_end(prefix))]
+        assert found == sorted([*subs[:3], *subs[4:], b"\0new"])
+
+    def test_scan_while_batches_are_applied(self, backend: Backend) -> None:
+        """What the batches do not touch is seen exactly once; nothing is torn."""
+        fixed = {self.key(f"fixed{n}"): b"f" for n in range(500)}
+        changing = [self.key(f"changing{n}") for n in range(100)]
+        backend.apply({**fixed, **dict.fromkeys(changing, b"0")}, Epoch(1))
+        stop, failures = threading.Event(), list[BaseException]()
+
+        def write() -> None:
+            try:
+                for epoch in range(2, 40):
+                    gone = changing[epoch % 100]
+                    backend.apply({**dict.fromkeys(changing, b"%d" % epoch), gone: None}, Epoch(epoch))
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                stop.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        scans = 0
+        while not stop.is_set() or scans == 0:
+            entries = list(backend.scan(b"", None))
+            keys = [key for key, _ in entries]
+            assert keys == sorted(set(keys))
+            assert fixed.items() <= dict(entries).items()
+            scans += 1
+        writer.join()
+        assert failures == []
+
+    # Clearing
+
+    def test_clear_of_some_groups(self, backend: Backend) -> None:
+        """The others stay, the marker is 0."""
+        keys = [self.key(f"k{n}", sub) for n in range(100) for sub in (b"", b"\0s")]
+        backend.apply(dict.fromkeys(keys, b"v"), Epoch(5))
+        backend.clear(range(2, 5))
+        assert backend.applied_epoch() == 0
+        assert set(self.content(backend)) == {key for key in keys if group_of_entry(key) not in range(2, 5)}
+
+    def test_clear_of_everything(self, backend: Backend) -> None:
+        """And the place can be filled again."""
+        backend.apply({self.key("a"): b"1", self.key("a", b"\0s"): b"2"}, Epoch(5))
+        backend.clear(range(self.max_parallelism))
+        assert self.content(backend) == {}
+        prefix = self.key("a", b"\0")
+        assert list(backend.scan(prefix, prefix_end(prefix))) == []
+        backend.apply({self.key("b"): b"2"}, Epoch(1))
+        assert self.content(backend) == {self.key("b"): b"2"}
+        assert backend.applied_epoch() == 1
+
+    # Life
+
+    def test_persisted_entries_are_there_after_reopening(self, open_backend: OpenBackend) -> None:
+        """With their marker; a backend that is not durable is empty."""
+        backend = open_backend()
+        batch = {self.key(f"k{n}"): b"v%d" % n for n in range(1000)}
+        backend.apply(batch, Epoch(1))
+        backend.apply({self.key("k1"): None}, Epoch(2))
+        backend.persist()
+        backend.close()
+        again = open_backend(attempt=2)
+        expected = {key: value for key, value in batch.items() if key != self.key("k1")} if backend.durable else {}
+        assert self.content(again) == expected
+        assert again.applied_epoch() == (2 if backend.durable else 0)
+
+    def test_clear_survives_reopening(self, open_backend: OpenBackend) -> None:
+        """A place being restored must not look as if it were whole."""
+        backend = open_backend()
+        backend.apply({self.key("a"): b"1"}, Epoch(4))
+        backend.persist()
+        backend.clear(range(self.max_parallelism))
+        backend.close()
+        assert open_backend(attempt=2).applied_epoch() == 0
+
+    def test_closing_twice_and_use_after_it(self, backend: Backend) -> None:
+        """The second close does nothing, any use raises ClosedError."""
+        backend.close()
+        backend.close()
+        for use in (
+            lambda: backend.get_many([self.key("a")]),
+            lambda: backend.apply({}, Epoch(1)),
+            lambda: list(backend.scan(b"", None)),
+            backend.applied_epoch,
+            backend.persist,
+            lambda: backend.clear(range(1)),
+        ):
+            with pytest.raises(ClosedError):
+                use()
+
+    def test_an_older_attempt_is_fenced(self, open_backend: OpenBackend) -> None:
+        """A zombie can neither write nor open the place again."""
+        if not (self.fenced and type(open_backend()).durable):
+            return
+        zombie = open_backend(attempt=Attempt(2))
+        zombie.apply({self.key("a"): b"old"}, Epoch(1))
+        owner = open_backend(attempt=Attempt(3))
+        owner.apply({self.key("a"): b"new"}, Epoch(2))
+        with pytest.raises(FencedError):
+            zombie.apply({self.key("a"): b"zombie", self.key("b"): b"zombie"}, Epoch(2))
+        with pytest.raises(FencedError):
+            zombie.clear(range(self.max_parallelism))
+        with pytest.raises(FencedError):
+            open_backend(attempt=Attempt(2))
+        assert self.content(owner) == {self.key("a"): b"new"}
+        assert owner.applied_epoch() == 2
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_random_histories_match_a_dict(self, open_backend: OpenBackend, seed: int) -> None:
+        """Batches, reads, scans and reopenings against an independent oracle."""
+        rng = random.Random(seed)
+        names = [self.key(f"k{n}", sub) for n in range(60) for sub in (b"", b"\0a", b"\0b")]
+        model: dict[bytes, bytes] = {}
+        backend, attempt = open_backend(), 1
+        for epoch in range(1, 60):
+            batch: dict[bytes, bytes | None] = {}
+            for key in rng.sample(names, rng.randrange(0, 60)):
+                batch[key] = None if rng.random() < 0.3 else rng.randbytes(rng.randrange(0, 200))
+            backend.apply(batch, Epoch(epoch))
+            for key, value in batch.items():
+                if value is None:
+                    model.pop(key, None)
+                else:
+                    model[key] = value
+            if rng.random() < 0.1 and backend.durable:
+                backend.persist()
+                backend.close()
+                attempt += 1
+                backend = open_backend(attempt=attempt)
+            wanted = rng.sample(names, 20)
+            assert backend.get_many(wanted) == [model.get(key) for key in wanted]
+            start, stop = sorted(rng.sample(names, 2))
+            expected = sorted((key, value) for key, value in model.items() if start <= key < stop)
+            assert list(backend.scan(start, stop)) == expected
+        assert self.content(backend) == model
+        assert backend.applied_epoch() == 59

@@ -1,0 +1,238 @@
+"""The log of one store: its segments in order, the one being written, and what may be dropped.
+
+Invariants:
+- segments are named by sequence number and chained by hash; at most the last may have a torn tail;
+- `append` returns only when the epoch is whole and synced; after a failed write or sync the log is poisoned and takes nothing more,
+  since the kernel may have thrown away what it could not write;
+- a sealed segment is never written again, so that its bytes can serve as a checkpoint's delta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zstandard
+
+from statestore import crashpoints
+from statestore.backend import Batch
+from statestore.errors import ClosedError, CorruptionError
+from statestore.io import Appender, AppendStorage
+from statestore.types import Attempt, Epoch
+from statestore.wal.reader import Group, SegmentContent, read_segment
+from statestore.wal.record import CommitRecord, SegmentHeader, encode_group, encode_header
+
+SUFFIX = ".log"
+SEGMENT_MAX_BYTES = 64 << 20
+
+
+def segment_name(sequence: int) -> str:
+    """Name of a segment in the log's folder."""
+    return f"{sequence:012d}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSegment:
+    """A segment that is complete: what a checkpoint needs to know of it."""
+
+    sequence: int
+    attempt: Attempt
+    first_epoch: Epoch
+    last_epoch: Epoch
+    size: int
+    sha256: str
+    previous: str
+
+
+class Log:
+    """Segments of one history in an `AppendStorage`.
+
+    Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`.
+    """
+
+    def __init__(self, storage: AppendStorage, job: str):
+        self._storage, self._job = storage, job
+        self.sealed: list[SealedSegment] = []
+        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._appender: Appender | None = None
+        self._failure: BaseException | None = None
+        self._header: SegmentHeader | None = None
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._last_epoch = Epoch(0)
+
+    # Recovery
+
+    def recover(self) -> None:
+        """Read what is there into `sealed`, cutting a torn tail off the last segment.
+
+        Raises
+        ------
+        CorruptionError
+            A segment is damaged, missing, out of order or of another job.
+        """
+        names = [name for name in self._storage.list() if name.endswith(SUFFIX)]
+        for index, name in enumerate(names):
+            last = index == len(names) - 1
+            data = self._storage.read(name)
+            content = read_segment(data, self._file(name), tail_may_be_torn=last)
+            if content is None or (last and not content.groups):
+                self._storage.delete(name)
+                continue
+            self._check_chain(name, content)
+            if content.valid_size < len(data):
+                self._storage.truncate(name, content.valid_size)
+            self.sealed.append(_sealed(content))
+
+    def _check_chain(self, name: str, content: SegmentContent) -> None:
+        header = content.header
+        if header.job != self._job or segment_name(header.sequence) != name:
+            problem = f"it is segment {header.sequence} of job '{header.job}'"
+            raise CorruptionError(self._file(name), problem, offset=0)
+        if not self.sealed:
+            return
+        before = self.sealed[-1]
+        if header.sequence != before.sequence + 1:
+            missing = self._file(segment_name(before.sequence + 1))
+            raise CorruptionError(missing, f"the log goes on at segment {header.sequence}, this one is missing")
+        if header.previous != before.sha256 or header.first_epoch != before.last_epoch + 1:
+            raise CorruptionError(self._file(name), f"it does not continue segment {before.sequence}", offset=0)
+
+    def groups(self, after: Epoch) -> Iterator[Group]:
+        """Committed epochs greater than `after` in the sealed segments, ascending. Raises CorruptionError."""
+        for segment in self.sealed:
+            if segment.last_epoch > after:
+                name = segment_name(segment.sequence)
+                content = read_segment(self._storage.read(name), self._file(name), tail_may_be_torn=False)
+                assert content is not None
+                yield from (group for group in content.groups if group.epoch > after)
+
+    def keep_to(self, sequence: int) -> None:
+        """Drop the sealed segments behind `sequence`, newest first: they were rolled back."""
+        while self.sealed and self.sealed[-1].sequence > sequence:
+            self._storage.delete(segment_name(self.sealed.pop().sequence))
+
+    def reset(self) -> None:
+        """Drop everything, newest first, so that what an interrupted reset leaves is still a history."""
+        for name in reversed([name for name in self._storage.list() if name.endswith(SUFFIX)]):
+            self._storage.delete(name)
+        self.sealed = []
+
+    def begin(self, *, attempt: Attempt, epoch: Epoch, sequence: int, previous: str) -> None:
+        """Go on behind `epoch`: the next segment will be number `sequence` and name `previous` as the one before."""
+        self._attempt, self._last_epoch = attempt, epoch
+        self._next = (sequence, previous)
+
+    # Writing
+
+    def append(self, batch: Batch, epoch: Epoch, commit: CommitRecord) -> int:
+        """Log one epoch durably; returns the bytes written.
+
+        Raises
+        ------
+        UnavailableError
+            The storage failed; the log is poisoned, what was logged before is safe.
+        ClosedError
+            The log was poisoned or closed before.
+        """
+        if self._failure is not None:
+            raise ClosedError(f"the log at {self._storage.url} failed before and takes nothing more: {self._failure}")
+        assert epoch == self._last_epoch + 1, (epoch, self._last_epoch)
+        data = encode_group(batch, epoch, commit, self._compressor)
+        crashpoints.reach("commit.before-log")
+        try:
+            self._ensure_segment(epoch).write(data)
+            self._sync(data)
+        except BaseException as error:
+            self._failure = error
+            raise
+        self._last_epoch = epoch
+        if self._size >= SEGMENT_MAX_BYTES:
+            self.seal()
+        return len(data)
+
+    def _sync(self, data: bytes) -> None:
+        assert self._appender is not None
+        self._appender.sync()
+        self._digest.update(data)
+        self._size += len(data)
+
+    def _ensure_segment(self, first_epoch: Epoch) -> Appender:
+        if self._appender is None:
+            sequence, previous = self._next
+            self._header = SegmentHeader(self._job, self._attempt, sequence, first_epoch, previous)
+            head = encode_header(self._header)
+            self._appender = self._storage.appender(segment_name(sequence))
+            self._appender.write(head)
+            self._digest, self._size = hashlib.sha256(head), len(head)
+        return self._appender
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether the next commit opens a segment, and so has to list the registered states."""
+        return self._appender is None
+
+    def seal(self) -> None:
+        """Close the segment being written, if any; the next `append` begins another."""
+        if self._appender is None or self._failure is not None:
+            return
+        assert self._header is not None
+        self._appender.close()
+        self._appender = None
+        header, digest = self._header, self._digest.hexdigest()
+        self.sealed.append(
+            SealedSegment(
+                header.sequence,
+                header.attempt,
+                header.first_epoch,
+                self._last_epoch,
+                self._size,
+                digest,
+                header.previous,
+            )
+        )
+        self._next = (header.sequence + 1, digest)
+
+    def read_sealed(self, segment: SealedSegment) -> bytes:
+        """Bytes of a sealed segment, as a checkpoint uploads them.
+
+        Raises
+        ------
+        CorruptionError
+            They are not what was written.
+        """
+        name = segment_name(segment.sequence)
+        data = self._storage.read(name)
+        if hashlib.sha256(data).hexdigest() != segment.sha256:
+            raise CorruptionError(self._file(name), "the segment changed since it was written")
+        return data
+
+    def drop_before(self, epoch: Epoch) -> None:
+        """Delete segments that hold only epochs less than `epoch`, oldest first."""
+        while self.sealed and self.sealed[0].last_epoch < epoch:
+            self._storage.delete(segment_name(self.sealed.pop(0).sequence))
+
+    def close(self) -> None:
+        """Release the segment being written; idempotent."""
+        self.seal()
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+        self._failure = self._failure or ClosedError("closed")
+
+    def _file(self, name: str) -> str:
+        return f"{self._storage.url}/{name}"
+
+
+def _sealed(content: SegmentContent) -> SealedSegment:
+    header = content.header
+    return SealedSegment(
+        header.sequence,
+        header.attempt,
+        header.first_epoch,
+        content.last_epoch,
+        content.valid_size,
+        content.sha256,
+        header.previous,
+    )

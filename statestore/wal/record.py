@@ -1,0 +1,244 @@
+"""Byte grammar of a log segment, which is also a checkpoint's delta file.
+
+Invariants:
+- a segment is a header and then groups; a group is BATCH records closed by one COMMIT record, all of one epoch;
+- epochs increase by one from the header's first epoch; a group counts only when its COMMIT is whole;
+- `previous` in the header is the SHA-256 of the whole segment before, so that a missing, reordered or foreign one is noticed.
+
+Grammar (integers little-endian; crc is CRC-32C):
+
+    segment = "SSTWAL" · 00 · version u8 · length u32 · crc of header u32 · crc of the 16 bytes before u32 · header as MessagePack map
+    record  = length u32 · type u8 · epoch u64 · crc of payload u32 · crc of the 17 bytes before u32 · payload
+    payload = zstd frame of: BATCH  MessagePack map of entry key to value, nil deletes
+                             COMMIT MessagePack map {meta, states}
+
+Heads have a checksum of their own, so that a flipped length can't pass for a torn tail.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import google_crc32c
+import msgspec
+import zstandard
+
+from statestore.backend import Batch
+from statestore.errors import CorruptionError, UsageError
+from statestore.types import Attempt, Epoch
+
+MAGIC = b"SSTWAL\x00\x01"
+BATCH, COMMIT = 1, 2
+ENTRIES_PER_RECORD = 16384
+RECORD_RAW_MAX_BYTES = 256 << 20
+
+_head = struct.Struct("<IBQI")
+_u32 = struct.Struct("<I")
+HEAD_BYTES = _head.size + _u32.size
+_start = struct.Struct(f"<{len(MAGIC)}sII")
+PREFIX_BYTES = _start.size + _u32.size
+
+
+class StateDescriptor(msgspec.Struct, frozen=True):
+    """What is stored about a registered state, so that it is found again and its type can be checked."""
+
+    id: int
+    name: str
+    kind: str
+    key_type: str
+    type: str
+    """Readable name of the value type."""
+    fingerprint: str
+    """Hash of the value type's schema."""
+
+
+class SegmentHeader(msgspec.Struct, frozen=True):
+    """First thing in a segment."""
+
+    job: str
+    attempt: Attempt
+    sequence: int
+    first_epoch: Epoch
+    previous: str
+    """SHA-256 (hex) of the segment before, empty for the first of a history."""
+
+
+class CommitRecord(msgspec.Struct, frozen=True):
+    """Closes an epoch."""
+
+    meta: dict[str, Any]
+    states: list[StateDescriptor] | None = None
+    """All registered states, where they changed since the last COMMIT of the segment."""
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_batch = msgspec.msgpack.Decoder(dict[bytes, bytes | None]).decode
+_unpack_commit = msgspec.msgpack.Decoder(CommitRecord).decode
+_unpack_header = msgspec.msgpack.Decoder(SegmentHeader).decode
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """Bytes a segment starts with."""
+    body = _pack(header)
+    start = _start.pack(MAGIC, len(body), google_crc32c.value(body))
+    return start + _u32.pack(google_crc32c.value(start)) + body
+
+
+def header_is_torn(data: bytes) -> bool:
+    """Whether a segment's file ends before its header does."""
+    if len(data) < PREFIX_BYTES or not data.strip(b"\0"):
+        return True
+    _, length, _ = _start.unpack_from(data)
+    return _prefix_is_whole(data) and len(data) < PREFIX_BYTES + length
+
+
+def _prefix_is_whole(data: bytes) -> bool:
+    (crc,) = _u32.unpack_from(data, _start.size)
+    return bool(google_crc32c.value(data[: _start.size]) == crc)
+
+
+def decode_header(data: bytes, file: str) -> tuple[SegmentHeader, int]:
+    """Header of a segment and the offset behind it.
+
+    Raises
+    ------
+    CorruptionError
+        It is not a segment, or of another version, or damaged.
+    """
+    if data[: len(MAGIC) - 1] != MAGIC[:-1]:
+        raise CorruptionError(file, "not a log segment", offset=0)
+    if data[: len(MAGIC)] != MAGIC:
+        raise CorruptionError(
+            file, f"log format version {data[len(MAGIC) - 1]} is not supported", offset=len(MAGIC) - 1
+        )
+    if len(data) < PREFIX_BYTES or not _prefix_is_whole(data):
+        raise CorruptionError(file, "the segment's first bytes do not match their checksum", offset=len(MAGIC))
+    _, length, crc = _start.unpack_from(data)
+    body = data[PREFIX_BYTES : PREFIX_BYTES + length]
+    if len(body) != length or google_crc32c.value(body) != crc:
+        raise CorruptionError(file, "the segment header does not match its checksum", offset=PREFIX_BYTES)
+    try:
+        return _unpack_header(body), PREFIX_BYTES + length
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(file, f"the segment header can't be read: {error}", offset=PREFIX_BYTES) from error
+
+
+def _record(kind: int, epoch: Epoch, raw: bytes, compressor: zstandard.ZstdCompressor) -> bytes:
+    payload = compressor.compress(raw)
+    head = _head.pack(len(payload), kind, epoch, google_crc32c.value(payload))
+    return b"".join((head, _u32.pack(google_crc32c.value(head)), payload))
+
+
+def _batch_records(
+    entries: dict[bytes, bytes | None], epoch: Epoch, compressor: zstandard.ZstdCompressor
+) -> Iterator[bytes]:
+    raw = _pack(entries)
+    if len(raw) <= RECORD_RAW_MAX_BYTES:
+        yield _record(BATCH, epoch, raw, compressor)
+        return
+    if len(entries) == 1:
+        raise UsageError(f"a single value of {len(raw)} bytes is over the limit of {RECORD_RAW_MAX_BYTES} bytes")
+    half = len(entries) // 2
+    items = iter(entries.items())
+    for part in (dict(islice(items, half)), dict(items)):
+        yield from _batch_records(part, epoch, compressor)
+
+
+def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: zstandard.ZstdCompressor) -> bytes:
+    """Bytes of one epoch, to be appended in one write.
+
+    Raises
+    ------
+    UsageError
+        A value is larger than a record may be.
+    """
+    records: list[bytes] = []
+    items = iter(batch.items())
+    while part := dict(islice(items, ENTRIES_PER_RECORD)):
+        records += _batch_records(part, epoch, compressor)
+    records.append(_record(COMMIT, epoch, _pack(commit), compressor))
+    return b"".join(records)
+
+
+def decode_payload(payload: bytes, file: str, offset: int) -> bytes:
+    """Decompressed payload, bounded by the size it declares, which is itself bounded.
+
+    Raises
+    ------
+    CorruptionError
+        It declares no size or too great a one, or is no zstd frame.
+    """
+    try:
+        declared = zstandard.frame_content_size(payload)
+        if not 0 <= declared <= RECORD_RAW_MAX_BYTES:
+            raise CorruptionError(file, f"a record declares {declared} bytes of content", offset=offset)
+        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=declared) if declared else b""
+    except zstandard.ZstdError as error:
+        raise CorruptionError(file, f"a record can't be decompressed: {error}", offset=offset) from error
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A whole record as it stands in a segment."""
+
+    kind: int
+    epoch: Epoch
+    payload: bytes
+    offset: int
+    end: int
+
+
+def next_record(data: bytes, offset: int, file: str) -> Record | None:
+    """Record at `offset`, or None when what is there is the torn tail of an interrupted write.
+
+    Torn is: the file ends within the record, or nothing but zeros follows from some point in it (a file system may have grown
+    the file before its data). Anything else that does not match a checksum was written whole once, and is damage.
+
+    Raises
+    ------
+    CorruptionError
+        The record is damaged.
+    """
+    if offset + HEAD_BYTES > len(data):
+        return None
+    length, kind, epoch, crc = _head.unpack_from(data, offset)
+    (head_crc,) = _u32.unpack_from(data, offset + _head.size)
+    if google_crc32c.value(data[offset : offset + _head.size]) != head_crc:
+        if _zeros_from_here(data, offset):
+            return None
+        raise CorruptionError(file, "a record head does not match its checksum", offset=offset)
+    end = offset + HEAD_BYTES + length
+    if end > len(data):
+        return None
+    payload = data[offset + HEAD_BYTES : end]
+    if google_crc32c.value(payload) != crc:
+        if _zeros_from_here(data, offset):
+            return None
+        raise CorruptionError(file, "a record does not match its checksum", offset=offset)
+    if kind not in (BATCH, COMMIT):
+        raise CorruptionError(file, f"unknown record type {kind}", offset=offset)
+    return Record(kind, Epoch(epoch), payload, offset, end)
+
+
+def _zeros_from_here(data: bytes, offset: int) -> bool:
+    """Whether the file ends in so long a run of zeros, begun behind `offset`, that no record can have ended so."""
+    tail = data[offset:]
+    return len(tail) - len(tail.rstrip(b"\0")) >= min(16, len(tail))
+
+
+def batch_of(record: Record, file: str) -> dict[bytes, bytes | None]:
+    """Entries of a BATCH record. Raises CorruptionError."""
+    try:
+        return _unpack_batch(decode_payload(record.payload, file, record.offset))
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(file, f"a batch can't be read: {error}", offset=record.offset) from error
+
+
+def commit_of(record: Record, file: str) -> CommitRecord:
+    """Content of a COMMIT record. Raises CorruptionError."""
+    try:
+        return _unpack_commit(decode_payload(record.payload, file, record.offset))
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(file, f"a commit record can't be read: {error}", offset=record.offset) from error

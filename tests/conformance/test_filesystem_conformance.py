@@ -1,0 +1,22 @@
+import uuid
+
+import pytest
+
+from statestore.testing.conformance import BackendConformance
+from statestore_backends.filesystem import FilesystemBackend
+from tests.conformance.opened import opener
+
+
+class TestLocalFilesystem(BackendConformance):
+    @pytest.fixture
+    def open_backend(self, tmp_path):
+        with opener(FilesystemBackend, tmp_path / "files", self.max_parallelism) as open_backend:
+            yield open_backend
+
+
+class TestFsspecMemory(BackendConformance):
+    @pytest.fixture
+    def open_backend(self):
+        options = {"url": f"memory://{uuid.uuid4().hex}"}
+        with opener(FilesystemBackend, None, self.max_parallelism, options) as open_backend:
+            yield open_backend
