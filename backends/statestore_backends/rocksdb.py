@@ -66,8 +66,9 @@ class RocksDBBackend(Backend):
 
     def __init__(self, path: Path, options: RocksDBOptions, clock: Clock):
         self._path = path
-        self._write: Any = WriteOptions()
-        self._write.disable_wal = True
+        write: Any = WriteOptions()
+        write.disable_wal = True  # there is one log, the store's; the type stub takes this attribute for a method
+        self._write = write
         self._db: Any = _open_or_set_aside(path, options, clock)
         self._epoch = self._stored_marker()
 

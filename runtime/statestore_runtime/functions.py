@@ -1,0 +1,111 @@
+"""What users write: keyed functions, the contexts they are given, and what happens when they fail."""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from statestore.collection_state import ListState, MapState
+from statestore.errors import StateStoreError
+from statestore.keyed import KeyedState
+from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
+
+K = TypeVar("K")
+E = TypeVar("E")
+R = TypeVar("R")
+
+_PACKAGE_FOLDER = str(Path(__file__).parent)
+
+
+class UserCodeError(StateStoreError, RuntimeError):
+    """A function of the job failed on an event; what it raised is the `__cause__`. Mend the function."""
+
+    exit_code = 10
+
+    def __init__(self, operator: str, problem: str, place: str | None):
+        self.operator, self.problem, self.place = operator, problem, place
+        super().__init__(f"operator '{operator}' failed on an event: {problem}{f' ({place})' if place else ''}")
+
+    @classmethod
+    def of(cls, operator: str, error: Exception) -> UserCodeError:
+        """The error that an operator's function raised, with the place in the user's file where it did."""
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if not frame.filename.startswith(_PACKAGE_FOLDER)]
+        place = None
+        if theirs:  # the deepest place in their file says more than one in a library called from there
+            last = [frame for frame in theirs if frame.filename == theirs[0].filename][-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+        return cls(operator, f"{type(error).__name__}: {error}", place)
+
+
+class RuntimeContext:
+    """What a function is opened with: the way to its state.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job.
+    operator : str
+        The operator's uid.
+    attempt : int
+        How often the job's state has been opened, this time included.
+    """
+
+    def __init__(self, job: str, operator: str, attempt: int, scope: KeyedState):
+        self.job, self.operator, self.attempt = job, operator, attempt
+        self._scope = scope
+
+    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
+        """One value per key; see `statestore.KeyedState.value_state`."""
+        return self._scope.value_state(name, type, default)
+
+    def list_state(self, name: str, type: Any) -> ListState[Any]:
+        """A list per key."""
+        return self._scope.list_state(name, type)
+
+    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
+        """A map per key."""
+        return self._scope.map_state(name, key_type, value_type)
+
+    def reducing_state(self, name: str, type: Any, function: Callable[[Any, Any], Any]) -> ReducingState[Any]:
+        """Values combined by a function, per key."""
+        return self._scope.reducing_state(name, type, function)
+
+    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
+        """An accumulator per key."""
+        return self._scope.aggregating_state(name, function, accumulator_type)
+
+
+class KeyContext(Generic[K]):
+    """What a function is given with each event; the same object every time."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: KeyedState):
+        self._scope = scope
+
+    @property
+    def key(self) -> K:
+        """The event's key, which all state handles work on."""
+        key: K = self._scope.key
+        return key
+
+
+class KeyedProcessFunction(ABC, Generic[K, E, R]):
+    """A function with state per key: the general stateful operator.
+
+    The optional method `on_checkpoint_complete(checkpoint_id)` is called when a checkpoint can be restored from.
+    """
+
+    def open(self, ctx: RuntimeContext) -> None:
+        """Called once before the first event of a run: register states here."""
+
+    @abstractmethod
+    def process(self, event: E, ctx: KeyContext[K]) -> Iterable[R] | None:
+        """Called with each event; what is returned, or yielded, goes to the operator's consumers."""
+
+    def close(self) -> None:
+        """Called once at the end of a run, also of a failed one."""
