@@ -133,14 +133,16 @@ def open_store(
         Local folder; "" is `<state.dir>/<job>`, None keeps everything in memory.
     """
     checked_job_name(job)
-    default_checkpoints = Path(root, "checkpoints") if root else Path(config.state.dir, "checkpoints")
+    if root:
+        config = _with_checkpoints_in(config, str(Path(root, "checkpoints")))
     if root == "":
+        config = _with_checkpoints_in(config, checkpoint_dir(config))
         root = str(Path(config.state.dir, job))
     backend_type = backend_class(config.state.backend)
     clock = clock or SystemClock()
     lock = FolderLock(root, clock) if root is not None else None
     try:
-        checkpoints = CheckpointStorage(_checkpoint_storage(config, None if root is None else default_checkpoints), job)
+        checkpoints = CheckpointStorage(_checkpoint_storage(config), job)
         attempt = checkpoints.claim_attempt()
         folder = str(Path(root, config.state.backend)) if root is not None else None
         options = config.state.backends.get(config.state.backend, {})
@@ -157,7 +159,7 @@ def open_store(
             max_parallelism=config.state.max_parallelism,
             settings=_settings(config),
             clock=clock,
-            place=_place(options, folder),
+            place=_place(options, folder if backend.durable else None),
             lock=lock,
             key_type=key_type,
             auto_complete=auto_complete,
@@ -175,10 +177,20 @@ def open_store(
     return store
 
 
-def _checkpoint_storage(config: Config, default: Path | None) -> Storage:
+def checkpoint_dir(config: Config) -> str:
+    """Path or URL of the folder where jobs keep their checkpoints."""
+    return config.checkpointing.dir or str(Path(config.state.dir, "checkpoints"))
+
+
+def _with_checkpoints_in(config: Config, dir: str) -> Config:
     if config.checkpointing.dir is not None:
-        return open_storage(config.checkpointing.dir)
-    return MemoryStorage("memory:checkpoints") if default is None else LocalStorage(default)
+        return config
+    return msgspec.structs.replace(config, checkpointing=msgspec.structs.replace(config.checkpointing, dir=dir))
+
+
+def _checkpoint_storage(config: Config) -> Storage:
+    dir = config.checkpointing.dir
+    return MemoryStorage("memory:checkpoints") if dir is None else open_storage(dir)
 
 
 def _place(options: Any, folder: str | None) -> str:

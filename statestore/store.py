@@ -391,6 +391,11 @@ class StateStore:
         """Give a pending checkpoint up: it will never complete. False when it is completing already, so wait for it instead."""
         return pending.cancel()
 
+    @property
+    def newest_checkpoint_id(self) -> CheckpointId:
+        """Number of the newest checkpoint, which "latest" stands for; 0 when there is none."""
+        return self._chain.newest_id
+
     # The rest
 
     def describe(self) -> tuple[str, str]:

@@ -28,7 +28,7 @@ class CheckpointCoordinator:
     clock
         Gives monotonic time.
     interval_seconds
-        From one beginning to the next; 0 is "none but the final one".
+        From one beginning to the next; 0 is none but the first and the final one.
     min_pause_seconds
         Least time from an end, good or bad, to the next beginning.
     timeout_seconds

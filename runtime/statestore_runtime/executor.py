@@ -4,7 +4,8 @@ Invariants:
 - a barrier's meta holds the source positions, the sinks' transactions and the state of exactly the batches before it: one commit, one
   manifest;
 - nothing becomes visible before the checkpoint it belongs to is complete;
-- transactions whose checkpoint failed are carried in the next one's meta, until one completes.
+- transactions whose checkpoint failed are carried in the next one's meta, until one completes;
+- before anything is processed, the newest checkpoint is one that this run goes on from: "latest" never means a history that was given up.
 """
 
 from __future__ import annotations
@@ -184,6 +185,10 @@ class _Execution:
 
     def process(self) -> None:
         """Take a batch of each source in turn until all have ended."""
+        restored = self._store.restored
+        if restored is None or restored.checkpoint_id != self._store.newest_checkpoint_id:
+            self._begin_checkpoint()
+            self._wait_for_pending()
         active = list(self._sources)
         while active:
             is_idle = True

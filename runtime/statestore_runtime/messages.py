@@ -6,9 +6,23 @@ from typing import Any
 
 import msgspec
 
+from statestore.config import Config
+
 
 class Message(msgspec.Struct, tag_field="type", kw_only=True, frozen=True):
     """Base of all messages."""
+
+
+class Loaded(Message, tag="loaded", kw_only=True, frozen=True):
+    """The worker has read the job's file: what the job is called, and the configuration with the job's own defaults."""
+
+    job: str
+    config: Config
+    """Between the two processes only: it may hold secrets."""
+
+
+class Heartbeat(Message, tag="heartbeat", kw_only=True, frozen=True):
+    """The worker lives, though it may have nothing to tell."""
 
 
 class Started(Message, tag="started", kw_only=True, frozen=True):
@@ -27,7 +41,7 @@ class Started(Message, tag="started", kw_only=True, frozen=True):
 
 
 class Progress(Message, tag="progress", kw_only=True, frozen=True):
-    """Sent at every heartbeat."""
+    """How far the job is."""
 
     events: int
     """Events read since the job's beginning, restored ones included."""
@@ -78,13 +92,26 @@ class Failed(Message, tag="failed", kw_only=True, frozen=True):
     error: str
     """One line: what, where, how to mend it."""
     exit_code: int
+    retryable: bool = False
+    """Whether starting it again may help."""
     traceback: str = ""
 
 
-AnyMessage = Started | Progress | CheckpointCompleted | CheckpointFailed | Finished | Failed
+class Restarting(Message, tag="restarting", kw_only=True, frozen=True):
+    """The job has failed and will start again from its last checkpoint; told by who watches it."""
+
+    reason: str
+    restart: int
+    """How many times it has been restarted, this one included."""
+    delay_seconds: float
+
+
+AnyMessage = (
+    Loaded | Heartbeat | Started | Progress | CheckpointCompleted | CheckpointFailed | Finished | Failed | Restarting
+)
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(AnyMessage)
+_decoder: Any = msgspec.json.Decoder(AnyMessage)
 
 
 def to_line(message: Message) -> bytes:
@@ -92,6 +119,7 @@ def to_line(message: Message) -> bytes:
     return _encoder.encode(message) + b"\n"
 
 
-def from_line(line: bytes) -> Any:
+def from_line(line: bytes) -> AnyMessage:
     """Message of a line. Raises msgspec.ValidationError when it is none."""
-    return _decoder.decode(line)
+    message: AnyMessage = _decoder.decode(line)
+    return message

@@ -107,7 +107,8 @@ class SnapshotChain:
         self._settings, self._max_parallelism = settings, max_parallelism
         self._base, self._deltas = recovered.base, recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
-        self._last_id = checkpoints.latest() or CheckpointId(0)
+        self.newest_id = checkpoints.latest() or CheckpointId(0)
+        """Number of the newest checkpoint in the storage, 0 when there is none."""
         self.covered_epoch = (
             recovered.checkpoint.epoch if recovered.checkpoint and (recovered.base or recovered.deltas) else Epoch(0)
         )
@@ -132,7 +133,7 @@ class SnapshotChain:
         )
         manifest = Manifest(
             job=self._checkpoints.job,
-            checkpoint_id=CheckpointId(self._last_id + 1),
+            checkpoint_id=CheckpointId(self.newest_id + 1),
             attempt=self._attempt,
             epoch=epoch,
             created=self._clock.time(),
@@ -190,7 +191,7 @@ class SnapshotChain:
     def completed(self, info: CheckpointInfo) -> None:
         """Build on this checkpoint from now on."""
         part = info.manifest.part
-        self._last_id, self.covered_epoch = info.checkpoint_id, info.epoch
+        self.newest_id, self.covered_epoch = info.checkpoint_id, info.epoch
         self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
         self._metrics.state_bytes = info.total_bytes
         self._metrics.uploaded_bytes += info.uploaded_bytes

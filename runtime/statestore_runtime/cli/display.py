@@ -1,0 +1,145 @@
+"""What `statestore run` shows: a live line while the job runs, and a report at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from statestore_runtime.messages import CheckpointFailed, Message, Progress, Restarting, Started
+from statestore_runtime.supervisor import Outcome
+
+LINE_SECONDS = 5.0
+"""Between two progress lines where nothing can be shown live."""
+
+OTHER_BACKENDS = {
+    "rocksdb": "filesystem",
+    "filesystem": "memory",
+    "file": "memory",
+    "memory": "rocksdb",
+    "redis": "rocksdb",
+    "rediss": "rocksdb",
+}
+
+
+class Display:
+    """Messages on standard error, as a live line on a terminal; the report on standard output."""
+
+    def __init__(self, *, show: bool = True):
+        self._is_shown = show
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        if show and self._errors.is_terminal:
+            self._live = Live(console=self._errors, transient=True, refresh_per_second=8)
+        self._started: Started | None = None
+        self._last: Progress | None = None
+        self._rate = 0.0
+        self._next_line = time.monotonic() + LINE_SECONDS
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, message: Message) -> None:
+        """Show a message of the job."""
+        if not self._is_shown:
+            return
+        match message:
+            case Started():
+                self._started, self._last = message, None
+                self._say(_beginning(message))
+            case Progress():
+                self._show_progress(message)
+            case CheckpointFailed(reason=reason):
+                self._say(f"a checkpoint failed: {reason}")
+            case Restarting(reason=reason, restart=restart, delay_seconds=delay):
+                self._say(f"{reason}; restart {restart} in {delay:g} s")
+
+    def _show_progress(self, progress: Progress) -> None:
+        if self._last is not None and progress.seconds > self._last.seconds:
+            now = (progress.events - self._last.events) / (progress.seconds - self._last.seconds)
+            self._rate = now if not self._rate else 0.6 * self._rate + 0.4 * now
+        self._last = progress
+        name = self._started.job if self._started is not None else "job"
+        line = (
+            f"{name}  {progress.events:,} events  {self._rate:,.0f} events/s  {progress.checkpoints} checkpoints  "
+            f"state {size(progress.state_bytes)}  {progress.seconds:.0f} s"
+        )
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._errors.print(line, markup=False)
+
+    def report(self, outcome: Outcome, command: str) -> None:
+        """Show what the run has done, and what to try next."""
+        finished, started = outcome.finished, self._started
+        rate = finished.events_this_run / finished.seconds
+        rows = _rows(outcome, started)
+        if started is not None:
+            other = OTHER_BACKENDS.get(started.backend, "rocksdb")
+            rows.append(("try next", f"{command} --restore none -D state.backend={other}"))
+        sys.stdout.write(
+            f"{finished.job} finished: {_plural(finished.events, 'event')}, {_plural(finished.keys, 'key')}, "
+            f"{outcome.seconds:.1f} s ({rate:,.0f} events/s while it ran)\n"
+        )
+        sys.stdout.writelines(f"  {label:13}  {text}\n" for label, text in rows)
+
+
+def _beginning(started: Started) -> str:
+    where = f"{started.job}: backend {started.backend} at {started.state}, checkpoints in {started.checkpoints}"
+    if started.restored_checkpoint is None:
+        return where
+    return (
+        f"{where}; goes on from checkpoint {started.restored_checkpoint}, restored in {started.recover_seconds:.2f} s"
+    )
+
+
+def _rows(outcome: Outcome, started: Started | None) -> list[tuple[str, str]]:
+    finished = outcome.finished
+    rows = []
+    if finished.events_this_run != finished.events:
+        rows.append(("events", f"{finished.events_this_run:,} since the restored checkpoint"))
+    if finished.bad_records:
+        rows.append(("bad records", f"{finished.bad_records:,}, passed over as source.on-error says"))
+    if outcome.restarts:
+        rows.append(("restarts", f"{outcome.restarts}; {outcome.recovery_seconds:.2f} s until the job ran again"))
+    if started is not None:
+        newest = f", newest {started.checkpoints}/chk-{finished.last_checkpoint}"
+        rows.append(("checkpoints", f"{finished.checkpoints}{newest if finished.last_checkpoint else ''}"))
+        uploaded = f"{size(finished.uploaded_bytes)} written by this run"
+        rows.append(
+            ("state", f"{size(finished.state_bytes)}, {uploaded}; backend {started.backend} at {started.state}")
+        )
+    if finished.outputs:
+        rows.append(("output", ", ".join(finished.outputs)))
+    shares = "  ".join(f"{activity} {share:.1%}" for activity, share in finished.shares.items())
+    rows.append(("share of time", shares))
+    return rows
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def size(count: float) -> str:
+    """A number of bytes, as people read it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
