@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 BACKEND ?= rocksdb
 
-.PHONY: demo test lint types check bench redis clean
+.PHONY: demo test soak lint types check bench redis clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "statestore needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -30,6 +30,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n 2
+
+soak: $(VENV)/.installed-dev
+	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store/test_model.py -n 2 --timeout 3600
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -175,8 +175,14 @@ class Recovery:
     def _from_newest(self, *, log_was_read: bool = False) -> Recovered:
         if not log_was_read:
             self._read_log(may_be_lost=not self._tail_counts)
+        manifests = list(self._manifests())
+        if self._tail_counts and self._log.sealed:
+            last = self._log.sealed[-1]
+            if not manifests or last.attempt > manifests[0].attempt:
+                return self._from_local_history(manifests)
+            self._check_no_fork(manifests[0])
         failure: CorruptionError | None = None
-        for manifest in self._manifests():
+        for manifest in manifests:
             try:
                 return self._restore_checkpoint(manifest, self._checkpoints)
             except CorruptionError as error:
@@ -185,6 +191,13 @@ class Recovery:
         if failure is not None:
             raise failure
         raise CorruptionError(self._checkpoints.url, "no checkpoint has a readable manifest")
+
+    def _from_local_history(self, manifests: list[Manifest]) -> Recovered:
+        """What was committed here after the newest checkpoint was made counts, also when it began from an older one, or from nothing."""
+        for manifest in manifests:
+            if self._log_continues(manifest.part.log_sha256):
+                return self._restore_checkpoint(manifest, self._checkpoints)
+        return self._from_log_alone()
 
     # Restoring
 
@@ -230,8 +243,6 @@ class Recovery:
         continued = self._log_continues(part.log_sha256)
         if continued and not self._tail_counts:
             self._log.keep_to(part.log_sequence)
-        elif not continued:
-            self._check_no_fork(manifest)
         if continued and self._log.sealed and self._backend_survived(self._log.sealed[-1].last_epoch):
             self._apply_log(self._backend.applied_epoch())
         else:
@@ -248,12 +259,12 @@ class Recovery:
     def _log_continues(self, sha256: str) -> bool:
         return any(sha256 in (segment.sha256, segment.previous) for segment in self._log.sealed)
 
-    def _check_no_fork(self, manifest: Manifest) -> None:
-        local = self._log.sealed
-        if self._tail_counts and self._restore in (None, "latest") and local and local[-1].last_epoch > manifest.epoch:
+    def _check_no_fork(self, newest: Manifest) -> None:
+        last = self._log.sealed[-1]
+        if last.last_epoch > newest.epoch and not self._log_continues(newest.part.log_sha256):
             raise UsageError(
-                f"the local log (epoch {local[-1].last_epoch}) does not continue checkpoint {manifest.checkpoint_id} (epoch "
-                f"{manifest.epoch}): they are of different histories; name the checkpoint in restore= to give up the local one"
+                f"the local log (epoch {last.last_epoch}) does not continue checkpoint {newest.checkpoint_id} (epoch "
+                f"{newest.epoch}): they are of different histories; name the checkpoint in restore= to give up the local one"
             )
 
     def _backend_survived(self, last_epoch: Epoch) -> bool:

@@ -85,8 +85,8 @@ class State(Generic[T]):
         found = self._old.pop(key, None)
         if found is None:
             found = self._fetch(key)
+        self._shrink()  # before: what is changed next must be in the young generation
         self._live[key] = found
-        self._shrink()
         return found
 
     def _shrink(self) -> None:

@@ -105,7 +105,7 @@ class StateStore:
         self._persisted = Epoch(0)
         self._failure: BaseException | None = None
         self._closed = False
-        self._chain: SnapshotChain
+        self._snapshots: SnapshotChain | None = None
         self._default = self.keyed("", key_type)
 
     # Opening
@@ -138,7 +138,7 @@ class StateStore:
             sequence=recovered.log_sequence + 1,
             previous=recovered.log_sha256,
         )
-        self._chain = SnapshotChain(
+        self._snapshots = SnapshotChain(
             checkpoints=self.checkpoints,
             log=self._log,
             backend=self._backend,
@@ -150,6 +150,11 @@ class StateStore:
             max_parallelism=self.max_parallelism,
             recovered=recovered,
         )
+
+    @property
+    def _chain(self) -> SnapshotChain:
+        assert self._snapshots is not None, "recover() comes first"
+        return self._snapshots
 
     # States
 
@@ -416,7 +421,6 @@ class StateStore:
             return
         self._closed = True
         try:
-            self._chain.close()
             if self._backend.durable and self._failure is None:
                 self._apply_and_wait()
         finally:
@@ -425,6 +429,8 @@ class StateStore:
     def release(self) -> None:
         """Let go of everything without applying anything, as after a failure; idempotent."""
         self._closed = True
+        if self._snapshots is not None:
+            self._snapshots.close()
         self._flusher.shutdown(wait=True)
         self._log.close()
         self._backend.close()
