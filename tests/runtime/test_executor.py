@@ -494,6 +494,17 @@ def test_a_crash_between_a_failed_and_a_good_checkpoint(stage, monkeypatch):
     assert stage.hidden() == []
 
 
+def test_a_checkpoint_names_the_transactions_that_are_not_committed_yet(memory_stage, monkeypatch):
+    stage = memory_stage("checkpointing.tolerable-failed=3", "checkpointing.num-retained=9")
+    Failing(monkeypatch, CheckpointStorage, "complete", [3, 4])
+    stage.play(FIVE)
+    checkpoints = CheckpointStorage(open_storage(str(stage.checkpoints.parent)), "story")
+    metas = [checkpoints.load(number).meta for number in checkpoints.retained()]
+    assert [meta["events"] for meta in metas] == [0, 1, 4, 5]
+    for uid in ("sink-1", "sink-2"):
+        assert [len(meta["sinks"][uid]["transactions"]) for meta in metas] == [0, 1, 3, 1]
+
+
 def test_uploads_that_fail(stage, monkeypatch):
     stage.config = stage.configured("checkpointing.tolerable-failed=1")
     original, uploads = LocalStorage.write, []
@@ -591,6 +602,33 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     stage.check([1, 2, 3, 4, 5])
 
 
+def test_a_checkpoint_that_is_being_completed_is_not_given_up(stage, monkeypatch):
+    """Its time is over while the manifest is written: whether it exists would be unknown."""
+    original, released, stuck, calls = CheckpointStorage.complete, threading.Event(), threading.Event(), []
+
+    def complete(checkpoints, manifest):
+        calls.append(manifest)
+        if len(calls) == 2:
+            stuck.set()
+            assert released.wait(60)
+        original(checkpoints, manifest)
+
+    monkeypatch.setattr(CheckpointStorage, "complete", complete)
+
+    def pass_time(seconds):
+        stage.clock.now += seconds
+
+    def wait_until_it_is_overdue():
+        assert stuck.wait(60)
+        pass_time(50)
+
+    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_overdue), 2, Call(released.set), CHECKPOINT, 3]
+    finished = stage.play(story)
+    assert stage.told(CheckpointFailed) == []
+    assert finished.checkpoints == len(calls) == len(stage.told(CheckpointCompleted))
+    stage.check([1, 2, 3])
+
+
 # Counts, listeners, messages
 
 
@@ -672,36 +710,25 @@ def test_the_final_checkpoint_keeps_the_pause(memory_stage):
 LINES = "1\nbad 1\n2\nbad 2\n3\nbad 3\n4\n"
 
 
-def bad_records_job(folder, sink, *, crash_at=None):
-    def fail(event):
-        if event == crash_at:
-            raise RuntimeError("crash")
-        return event
-
+def bad_records_job(folder, sink, *others):
+    (folder / "in.jsonl").write_text(LINES)
     job = Job("story")
-    job.source(FileSource(folder / "in.jsonl", batch_size=1), "in").map(fail).sink(sink, uid="out")
+    job.source(FileSource(folder / "in.jsonl", batch_size=1), "in").union(*map(job.source, others)).sink(sink)
     return job
 
 
-class Ticking(Clock):
-    """An interval from one look to the next: a checkpoint is due whenever none is pending."""
-
-    def monotonic(self):
-        self.now += 1
-        return self.now
-
-
 @pytest.mark.parametrize("policy", ["skip", "dead-letter"])
-def test_bad_records_survive_a_restore(memory_stage, policy):
-    stage = memory_stage(f"source.on-error={policy}", "checkpointing.interval=1ms", "checkpointing.timeout=1d")
-    (stage.places.folder / "in.jsonl").write_text(LINES)
-    with pytest.raises(UserCodeError):
-        run_job(bad_records_job(stage.places.folder, stage.sink, crash_at=3), stage.config, clock=Ticking())
-    finished = run_job(
-        bad_records_job(stage.places.folder, stage.sink), stage.config, restore="latest", clock=Ticking()
-    )
-    assert (finished.bad_records, stage.sink.results) == (3, [1, 2, 3, 4])
-    folder = stage.places.folder / "local" / "story" / "dead-letter" / "in"
+def test_bad_records_survive_a_restore(memory_stage, tmp_path, policy):
+    """The sources take turns: the checkpoint comes when two of the bad records have been met."""
+    stage = memory_stage(f"source.on-error={policy}")
+    story = Story(stage.clock, [10, 20, CHECKPOINT, Crash()])
+    job = bad_records_job(tmp_path, stage.sink, story)
+    with pytest.raises(UserCodeError, match="crash"):
+        run_job(job, stage.config, emit=story.tell, clock=stage.clock)
+    assert stage.sink.results == [1, 10, 2, 20, 3]
+    finished = run_job(job, stage.config, restore="latest", emit=story.tell, clock=stage.clock)
+    assert (finished.bad_records, stage.sink.results) == (3, [1, 10, 2, 20, 3, 4])
+    folder = tmp_path / "local" / "story" / "dead-letter" / "in"
     assert folder.is_dir() == (policy == "dead-letter")
     letters = [json.loads(line) for part in sorted(folder.glob("part-*")) for line in part.read_text().splitlines()]
     expected_letters = [(2, "bad 1"), (4, "bad 2"), (6, "bad 3")] if policy == "dead-letter" else []
@@ -710,7 +737,6 @@ def test_bad_records_survive_a_restore(memory_stage, policy):
 
 def test_dead_letters_go_where_the_configuration_says(memory_stage, tmp_path):
     stage = memory_stage("source.on-error=dead-letter", f"source.dead-letter-dir={tmp_path / 'letters'}")
-    (tmp_path / "in.jsonl").write_text(LINES)
     finished = run_job(bad_records_job(tmp_path, stage.sink), stage.config, clock=stage.clock)
     assert finished.outputs == [str(tmp_path / "letters" / "in")]
     assert len(list((tmp_path / "letters" / "in").glob("part-*.jsonl"))) == 1

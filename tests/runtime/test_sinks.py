@@ -190,6 +190,7 @@ def test_leftovers_of_older_attempts_go_and_nobody_elses(tmp_path):
     kept = [
         ".part-0001-000001.jsonl.other.1.inprogress",
         ".part-0001-000001.jsonl.job.x.1.inprogress",
+        ".part-0006-000001.jsonl.job.6.inprogress",
         ".part-0007-000001.jsonl.job.7.inprogress",
         ".undone-job-2-part-0001-000001.jsonl",
         ".hidden",

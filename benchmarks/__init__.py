@@ -1,0 +1,1 @@
+"""Benchmarks: every backend against its floor, in one run. `python -m benchmarks --help`."""

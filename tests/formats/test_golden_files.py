@@ -1,0 +1,55 @@
+"""What an earlier version has written is read for ever, on every backend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from statestore.io import LocalStorage
+from statestore.keys import split_entry
+from statestore.wal.log import Log
+from tests.conftest import BACKENDS
+from tests.formats.write import STORED_KEYS, encoded_keys
+from tests.store.stores import Stores, content
+
+VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if path.name.startswith("v"))
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
+def golden(request):
+    return request.param
+
+
+@pytest.fixture
+def expected(golden):
+    return json.loads((golden / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checkpoints(golden, expected, places, tmp_path, backend):
+    shutil.copytree(golden / "checkpoints", tmp_path / "checkpoints")
+    stores = Stores(places, "state.max-parallelism=4", job="golden")
+    try:
+        store = stores.open(backend)
+        assert (store.restored.checkpoint_id, store.restored.meta) == (expected["checkpoint"], expected["meta"])
+        assert content(store, STORED_KEYS) == expected["state"]
+    finally:
+        stores.close()
+
+
+def test_logs(golden, expected, tmp_path):
+    shutil.copytree(golden / "log", tmp_path / "log")
+    log = Log(LocalStorage(tmp_path / "log"), "golden")
+    log.recover()
+    groups = list(log.groups(0))
+    assert groups[-1].commit.meta == expected["meta"]
+    entries = [key for group in groups for part in group.entries() for key in part]
+    assert entries
+    assert {split_entry(entry)[0] for entry in entries} <= set(range(4))
+
+
+def test_keys(expected):
+    assert encoded_keys() == expected["keys"]

@@ -1,0 +1,71 @@
+"""Writes the golden files of the present formats: `python -m tests.formats.write`, after a change of a format's version only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from statestore import load_config, open_store
+from statestore.checkpoint.storage import CheckpointStorage
+from statestore.io import LocalStorage
+from statestore.keys import EntryKeys, KeyCodec
+from tests.store.stores import content, handles
+
+FOLDER = Path(__file__).parent / "v1"
+STORED_KEYS = [f"key-{n}" for n in range(40)]
+
+KEYS = [
+    (str, "user-1"), (str, ""), (str, "é\ud800"), (bytes, b"\x00\xff"), (bool, True), (int, 0), (int, -1), (int, 128), (int, 2**70),
+    (tuple[str, int], ("a", 7)), (tuple[str, str], ("a", "b")), (tuple[str, str], ("ab", "")),
+]  # fmt: skip
+
+
+def encoded_keys():
+    """Entry keys of state 3 with 128 key groups."""
+    return [EntryKeys(3, 128).of(KeyCodec(key_type).encode(key), b"sub").hex() for key_type, key in KEYS]
+
+
+def fill(store, start, stop):
+    states = handles(store)
+    for n in range(start, stop):
+        store.set_current_key(STORED_KEYS[n])
+        states["value"].update(n * n)
+        states["list"].add_all(["x"] * (n * 5))
+        states["map"].put_all({f"entry-{i}": i - n for i in range(n % 4)})
+        states["sum"].add(n)
+
+
+def write(folder):
+    """A log, and a checkpoint with a base and deltas, and what they hold."""
+    config = load_config(
+        overrides=[
+            "state.backend=memory",
+            f"state.dir={folder / 'local'}",
+            f"checkpointing.dir={folder / 'checkpoints'}",
+            "checkpointing.base-min-size=100b",
+            "checkpointing.num-retained=1",
+            "state.max-parallelism=4",
+        ]
+    )
+    store = open_store(config, "golden", restore=None, auto_complete=True)
+    for position, (start, stop) in enumerate([(0, 20), (10, 30), (25, 40)], 1):
+        fill(store, start, stop)
+        info = store.checkpoint({"position": position})
+        if store._chain._making_base is not None:
+            store._chain._making_base.result()  # so that the next checkpoint has it
+    expected = content(store, STORED_KEYS)
+    store.release()
+    shutil.copytree(folder / "local" / "golden" / "log", folder / "log")
+    shutil.rmtree(folder / "local")
+    manifest = CheckpointStorage(LocalStorage(folder / "checkpoints"), "golden").load(info.checkpoint_id)
+    assert manifest.part.base is not None
+    assert manifest.part.deltas
+    document = {"checkpoint": info.checkpoint_id, "meta": manifest.meta, "state": expected, "keys": encoded_keys()}
+    (folder / "expected.json").write_text(json.dumps(document, indent=None) + "\n")
+
+
+if __name__ == "__main__":
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    write(FOLDER)
