@@ -18,7 +18,7 @@ import os
 import posixpath
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -117,9 +117,10 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _unavailable(url: str, error: OSError) -> UnavailableError:
-    hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
-    return UnavailableError("storage", url, error.strerror or error, hint=hint)
+def _unavailable(url: str, error: Exception) -> UnavailableError:
+    number, text = getattr(error, "errno", None), getattr(error, "strerror", None)
+    hint = "free some space" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+    return UnavailableError("storage", url, text or error, hint=hint)
 
 
 def sync_folder(path: Path) -> None:
@@ -234,9 +235,11 @@ class LocalStorage(AppendStorage):
         path = self._path(name)
         try:
             path.unlink()
+            sync_folder(path.parent)
         except FileNotFoundError:
             return
-        sync_folder(path.parent)
+        except OSError as error:
+            raise _unavailable(str(path), error) from error
 
     def size(self, name: str) -> int:
         """Size from the file system."""
@@ -265,9 +268,15 @@ class LocalStorage(AppendStorage):
 
     def truncate(self, name: str, size: int) -> None:
         """Cut the file and sync it."""
-        with self._path(name).open("r+b") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())
+        path = self._path(name)
+        try:
+            with path.open("r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _unavailable(str(path), error) from error
 
 
 class MemoryAppender:
@@ -356,7 +365,7 @@ class FsspecStorage(Storage):
             raise ConfigError(f"no driver for '{scheme}' URLs: {error}", hint=hint) from error
         except ValueError as error:
             raise ConfigError(f"bad storage URL {self.url}: {error}") from error
-        except OSError as error:
+        except Exception as error:  # drivers have exceptions of their own
             raise _unavailable(self.url, error) from error
 
     def _path(self, name: str) -> str:
@@ -366,24 +375,16 @@ class FsspecStorage(Storage):
         """One ranged read."""
         if length == 0:
             return b""
-        try:
-            data = self._files.cat_file(
-                self._path(name), start=start or None, end=None if length is None else start + length
-            )
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _unavailable(f"{self.url}/{name}", error) from error
-        return bytes(data)
+        with self._translated(name):
+            end = None if length is None else start + length
+            return bytes(self._files.cat_file(self._path(name), start=start or None, end=end))
 
     def write(self, name: str, data: bytes) -> None:
         """One put."""
         path = self._path(name)
-        try:
+        with self._translated(name):
             self._files.makedirs(posixpath.dirname(path), exist_ok=True)
             self._files.pipe_file(path, data)
-        except OSError as error:
-            raise _unavailable(f"{self.url}/{name}", error) from error
 
     def create(self, name: str, data: bytes) -> None:
         """One conditional put, read back."""
@@ -391,7 +392,7 @@ class FsspecStorage(Storage):
         try:
             self._files.makedirs(posixpath.dirname(path), exist_ok=True)
             self._files.pipe_file(path, data, mode="create")
-        except OSError as error:
+        except Exception as error:
             if self.exists(name):
                 if self.read(name) == data:
                     return  # ours: the reply to our put was lost, or the driver sent it twice
@@ -402,20 +403,32 @@ class FsspecStorage(Storage):
 
     def delete(self, name: str) -> None:
         """Remove the object."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._translated(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     def size(self, name: str) -> int:
         """Ask the file system, past its listing cache."""
-        self._files.invalidate_cache()
-        return int(self._files.info(self._path(name))["size"])
+        with self._translated(name):
+            self._files.invalidate_cache()
+            return int(self._files.info(self._path(name))["size"])
 
     def list(self, folder: str = "") -> list[str]:
         """Find all below the folder."""
-        self._files.invalidate_cache()
         base = self._root.rstrip("/") + "/"
-        found = self._files.find(posixpath.join(self._root, folder) if folder else self._root)
+        with self._translated(folder):
+            self._files.invalidate_cache()
+            found = self._files.find(posixpath.join(self._root, folder) if folder else self._root)
         return sorted(str(path).split(base, 1)[1] for path in found if base in str(path))
+
+    @contextlib.contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        """Make the file system's errors ours; a missing object stays a FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # drivers have exceptions of their own
+            raise _unavailable(f"{self.url}/{name}", error) from error
 
 
 def redacted(url: str) -> str:

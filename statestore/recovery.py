@@ -98,11 +98,11 @@ class Recovery:
             State is there and `restore` does not say what to do with it.
         """
         crashpoints.reach("recovery.begun")
-        if self._restore not in (None, "latest", "none"):
-            return self._from_path(self._restore)
         newest = self._newest()
         if newest is not None and self._run and newest.run == self._run:
             return self._from_newest()
+        if self._restore not in (None, "latest", "none"):
+            return self._from_path(self._restore)
         if self._restore == "none":
             return self._empty()
         self._read_log(may_be_lost=not self._tail_counts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 import redis
 
 from statestore.testing import redis_server
+from tests import s3_server as s3_server_module
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,21 @@ def redis_url(redis_server_url):
     with redis.Redis.from_url(redis_server_url) as client:
         client.flushall()
     return redis_server_url
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Environment of a real S3 server of this test process's own, set."""
+    with pytest.MonkeyPatch.context() as patch, s3_server_module.running() as variables:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield variables
+
+
+@pytest.fixture
+def s3_url(s3_server):
+    """A place in it that no other test uses."""
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 class Places:

@@ -43,6 +43,8 @@ PROGRESS_SECONDS = 0.25
 IDLE_SECONDS = 0.01
 RETRY_SECONDS = 1.0
 CLOSING_SECONDS = 30.0
+DEAD_LETTER = ".dead-letter"
+"""Ends the uid of the sink that takes a source's bad records."""
 
 Emit = Callable[[Message], object]
 
@@ -106,10 +108,19 @@ class _Execution:
         on_error = operator.source.on_error or self._config.source.on_error
         if on_error != "dead-letter":
             return SourceContext(on_error)
-        base = self._config.source.dead_letter_dir or str(Path(self._config.state.dir, self._job.name, "dead-letter"))
-        sink = FileSink(Path(base, operator.uid), if_exists="append")
-        self._sinks[f"{operator.uid}.dead-letter"] = sink
+        sink = self._sinks[f"{operator.uid}{DEAD_LETTER}"] = self._dead_letter_sink(operator.uid)
         return SourceContext(on_error, sink.write)
+
+    def _dead_letter_sink(self, source_uid: str) -> FileSink:
+        base = self._config.source.dead_letter_dir or str(Path(self._config.state.dir, self._job.name, "dead-letter"))
+        return FileSink(Path(base, source_uid), if_exists="append")
+
+    def _adopt_dead_letters(self, meta: dict[str, Any]) -> None:
+        """Sinks for the dead letters of a run with another policy: what the checkpoint has of them must be committed."""
+        for uid in meta.get("sinks", ()):
+            if uid not in self._sinks:
+                self._sinks[uid] = self._dead_letter_sink(uid.removesuffix(DEAD_LETTER))
+                self._uncommitted[uid] = []
 
     # Opening
 
@@ -120,6 +131,7 @@ class _Execution:
         cleanup.callback(self._store.close)
         meta = self._store.restored.meta if self._store.restored is not None else {}
         self._check_uids(meta)
+        self._adopt_dead_letters(meta)
         for operator in self._keyed:
             operator.open(self._store)
             cleanup.callback(self._close_quietly, operator)
@@ -152,8 +164,8 @@ class _Execution:
         }
         for kind, known in kinds.items():
             for uid in meta.get(kind, ()):
-                # A dead-letter sink goes with a setting; without it, its files only have to be committed.
-                if uid not in known and not (kind == "sinks" and uid.endswith(".dead-letter")):
+                is_dead_letter = kind == "sinks" and uid.endswith(DEAD_LETTER)  # it comes and goes with a setting
+                if uid not in known and not is_dead_letter:
                     raise IncompatibleStateError(
                         f"the checkpoint knows a {kind[:-1]} '{uid}', the job has none: give it that uid again "
                         f"(the job's {kind} are {', '.join(known) or 'none'}), or start over with --restore none"
@@ -207,18 +219,28 @@ class _Execution:
                 self._clock.sleep(IDLE_SECONDS)
 
     def _between_batches(self) -> None:
-        if self.stop_requested:
-            raise SystemExit(128 + signal.SIGTERM)
+        self._stop_if_requested()
         self._poll()
         if self._store.needs_checkpoint:  # more uncommitted state than memory is meant for: nothing else goes before
             self._wait_for_pending()
-            self._clock.sleep(self._coordinator.seconds_to_pause())
+            self._sleep(self._coordinator.seconds_to_pause())
             self._begin_checkpoint()
         elif self._coordinator.is_due():
             self._begin_checkpoint()
         now = self._clock.monotonic()
         if now >= self._next_progress:
             self._tell_progress(now)
+
+    def _stop_if_requested(self) -> None:
+        if self.stop_requested:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _sleep(self, seconds: float) -> None:
+        """Let time pass, but not past a request to stop."""
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0:
+            self._stop_if_requested()
+            self._clock.sleep(min(left, PROGRESS_SECONDS))
 
     def _tell_progress(self, now: float) -> None:
         self._emit(
@@ -322,6 +344,7 @@ class _Execution:
 
     def _wait_for_pending(self) -> None:
         while self._pending is not None:
+            self._stop_if_requested()
             wait_for([self._pending[1]], timeout=0.05)
             self._poll()
 
@@ -332,11 +355,11 @@ class _Execution:
         self._wait_for_pending()
         completed = self._coordinator.completed
         while self._coordinator.completed == completed:
-            self._clock.sleep(self._coordinator.seconds_to_pause())
+            self._sleep(self._coordinator.seconds_to_pause())
             self._begin_checkpoint(final=True)
             self._wait_for_pending()
             if self._coordinator.completed == completed:
-                self._clock.sleep(RETRY_SECONDS)
+                self._sleep(RETRY_SECONDS)
         finished = self._finished()
         self._emit(finished)
         return finished

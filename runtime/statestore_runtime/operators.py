@@ -106,6 +106,8 @@ class KeyByOperator(Operator):
         function = self._function
         try:
             keys = [function(event) for event in batch]
+        except StateStoreError:
+            raise
         except Exception as error:
             raise UserCodeError.of(self.uid, error) from error
         for consumer in self.consumers:

@@ -3,7 +3,7 @@
 Invariants:
 - at most one worker lives at a time, and none outlives the supervisor: the worker ends when its pipe does;
 - a worker that stays silent for `heartbeat.timeout` is killed, not waited for;
-- an error that a restart can't mend is not restarted, and neither is one that comes before the job has ever run.
+- a worker that dies is started again; one that tells of an error only if a restart may mend it, and the job has run before.
 """
 
 from __future__ import annotations

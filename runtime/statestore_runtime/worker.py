@@ -54,7 +54,7 @@ class Worker:
             config = load_config(
                 file=order.config_file, overrides=order.overrides, environ=os.environ, defaults=job.defaults
             )
-            heart.interval = config.heartbeat.interval
+            heart.beat_every(config.heartbeat.interval)
             self.tell(Loaded(job=job.name, config=_without_tables(config)))
             run_job(job, config, restore=order.restore, run=order.run, emit=self.tell)
         except SystemExit as error:  # stopped by a signal: the supervisor knows
@@ -83,12 +83,19 @@ class _Heart(threading.Thread):
 
     def __init__(self, worker: Worker, interval: float):
         super().__init__(daemon=True, name="statestore-heartbeat")
-        self._worker, self.interval = worker, interval
+        self._worker, self._interval = worker, interval
+        self._changed = threading.Event()
+
+    def beat_every(self, interval: float) -> None:
+        """Change the interval, from now on."""
+        self._interval = interval
+        self._changed.set()
 
     def run(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(self.interval):
+        while True:
             self._worker.tell(Heartbeat())
+            if self._changed.wait(self._interval):
+                self._changed.clear()
 
 
 def _without_tables(config: Config) -> Config:

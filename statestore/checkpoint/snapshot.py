@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ from statestore.stamp import STAMP_KEY
 from statestore.types import Attempt, CheckpointId, Epoch
 from statestore.wal.log import Log, SealedSegment
 from statestore.wal.record import StateDescriptor
+
+logger = logging.getLogger("statestore.checkpoint")
 
 if TYPE_CHECKING:
     from statestore.recovery import Recovered
@@ -176,8 +179,11 @@ class SnapshotChain:
             manifest = replace(manifest, parts=[part], uploaded_bytes=uploaded)
             if not pending.decide():
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
-            self._checkpoints.complete(manifest)
-            self._checkpoints.collect(self._settings.num_retained)
+            manifest = self._complete(manifest)
+            try:
+                self._checkpoints.collect(self._settings.num_retained)
+            except UnavailableError as error:  # the checkpoint stands; what is left is collected after the next one
+                logger.warning("old checkpoints at %s were not removed: %s", self._checkpoints.url, error)
         return CheckpointInfo(
             manifest.checkpoint_id,
             manifest.epoch,
@@ -187,6 +193,16 @@ class SnapshotChain:
             self._checkpoints.path_of(manifest.checkpoint_id),
             manifest,
         )
+
+    def _complete(self, manifest: Manifest) -> Manifest:
+        """Complete the checkpoint with the next free number."""
+        while True:
+            try:
+                self._checkpoints.complete(manifest)
+            except FileExistsError:  # ours, and part of what this one continues: its reply was lost
+                manifest = replace(manifest, checkpoint_id=CheckpointId(manifest.checkpoint_id + 1))
+            else:
+                return manifest
 
     def completed(self, info: CheckpointInfo) -> None:
         """Build on this checkpoint from now on."""

@@ -1,6 +1,6 @@
 """Where a job's checkpoints are: finding, completing, verifying and collecting them.
 
-    <dir>/<job>/attempts/<n>          empty; attempt n was begun (create-if-absent: the fencing token)
+    <dir>/<job>/attempts/<n>          attempt n was begun by whoever made this file (create-if-absent: the fencing token)
     <dir>/<job>/chk-<n>/_metadata     the manifest, see `manifest.py`
     <dir>/<job>/shared/...            bases and deltas, with names unique to the attempt
     <dir>/<job>/_latest               hint: a checkpoint number near the newest, so that not all need be probed
@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,11 +99,14 @@ class CheckpointStorage:
 
     def claim_attempt(self) -> Attempt:
         """Begin a new attempt: its number is greater than that of every attempt before, and nobody else's."""
+        claim = (
+            secrets.token_hex(16).encode() + b"\n"
+        )  # so that a storage can tell our claim from another's, when a reply is lost
         number = self._probe_up("attempts/", self._hint("attempt"), self._attempt_name)
         while True:
             number += 1
             try:
-                self.storage.create(self._attempt_name(number), b"%d\n" % number)
+                self.storage.create(self._attempt_name(number), claim)
             except FileExistsError:
                 continue
             self._write_hint(attempt=number)
@@ -187,15 +191,21 @@ class CheckpointStorage:
         Raises
         ------
         FencedError
-            Another attempt has taken over, or has completed this number.
+            Another attempt has taken over.
+        FileExistsError
+            This attempt has completed this number before, though that was reported as a failure.
         """
         self.check_owner(manifest.attempt)
         name, data = self._manifest_name(manifest.checkpoint_id), encode_manifest(manifest)
         try:
             self.storage.create(name, data)
         except FileExistsError:
+            existing = self.load(manifest.checkpoint_id)
+            if existing.attempt != manifest.attempt:
+                place = self.path_of(manifest.checkpoint_id)
+                raise FencedError(place, manifest.attempt, existing.attempt) from None
             if self.storage.read(name) != data:
-                raise FencedError(self.path_of(manifest.checkpoint_id), manifest.attempt) from None
+                raise
         crashpoints.reach("checkpoint.manifest-written")
         try:
             self._write_hint(checkpoint=manifest.checkpoint_id)

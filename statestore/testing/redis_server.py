@@ -48,7 +48,8 @@ def free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends; for `preexec_fn`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed test run must not leave servers behind
 
@@ -75,7 +76,7 @@ def start(
     port = port or free_port()
     command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(
-        [*command, "--dir", str(folder), *options], stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        [*command, "--dir", str(folder), *options], stdout=subprocess.DEVNULL, preexec_fn=die_with_parent
     )
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and process.poll() is None:

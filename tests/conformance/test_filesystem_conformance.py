@@ -20,3 +20,10 @@ class TestFsspecMemory(BackendConformance):
         options = {"url": f"memory://{uuid.uuid4().hex}"}
         with opener(FilesystemBackend, None, self.max_parallelism, options) as open_backend:
             yield open_backend
+
+
+class TestS3(BackendConformance):
+    @pytest.fixture
+    def open_backend(self, s3_url):
+        with opener(FilesystemBackend, None, self.max_parallelism, {"url": s3_url}) as open_backend:
+            yield open_backend

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 
+import msgspec
 import pytest
 
 from statestore.checkpoint.storage import CheckpointStorage
@@ -48,8 +49,7 @@ class Clock:
 
     def sleep(self, seconds):
         time.sleep(0.0002)  # lets the other threads run; nothing depends on it
-        if seconds >= 1:
-            self.now += seconds
+        self.now += seconds
 
 
 class Crash:
@@ -700,8 +700,22 @@ def test_more_uncommitted_state_than_memory_brings_a_checkpoint(memory_stage):
 def test_the_final_checkpoint_keeps_the_pause(memory_stage):
     stage = memory_stage("checkpointing.min-pause=30s")
     stage.play([1, CHECKPOINT, 2])
-    assert stage.clock.now == INTERVAL + 30
+    assert INTERVAL + 30 <= stage.clock.now < INTERVAL + 31
     stage.check([1, 2])
+
+
+def test_a_restart_within_a_run_from_a_path(memory_stage, caplog):
+    """The path is where the run began; its own checkpoints come after it, and the path itself may be gone."""
+    caplog.set_level("ERROR")
+    stage = memory_stage()
+    stage.play([1, CHECKPOINT, 2])
+    path = f"{stage.checkpoints}/chk-2"
+    story = [1, CHECKPOINT, 20, CHECKPOINT, 30, CHECKPOINT, 40, Crash(), 50]
+    stage.crash(story, restore=path, run="r")
+    stage.play(story, restore=path, run="r")
+    (started,) = stage.told(Started)
+    assert started.restored_checkpoint == 6
+    assert stage.sink.results == stage.written() == expected([1, 20, 30, 40, 50])
 
 
 # Bad records
@@ -721,18 +735,34 @@ def bad_records_job(folder, sink, *others):
 def test_bad_records_survive_a_restore(memory_stage, tmp_path, policy):
     """The sources take turns: the checkpoint comes when two of the bad records have been met."""
     stage = memory_stage(f"source.on-error={policy}")
-    story = Story(stage.clock, [10, 20, CHECKPOINT, Crash()])
+    story = Story(stage.clock, [10, 20, 30, 40, CHECKPOINT, Crash()])
     job = bad_records_job(tmp_path, stage.sink, story)
     with pytest.raises(UserCodeError, match="crash"):
         run_job(job, stage.config, emit=story.tell, clock=stage.clock)
-    assert stage.sink.results == [1, 10, 2, 20, 3]
+    assert stage.sink.results == [1, 10, 20, 2, 30, 40, 3]
     finished = run_job(job, stage.config, restore="latest", emit=story.tell, clock=stage.clock)
-    assert (finished.bad_records, stage.sink.results) == (3, [1, 10, 2, 20, 3, 4])
+    assert (finished.bad_records, stage.sink.results) == (3, [1, 10, 20, 2, 30, 40, 3, 4])
     folder = tmp_path / "local" / "story" / "dead-letter" / "in"
     assert folder.is_dir() == (policy == "dead-letter")
     letters = [json.loads(line) for part in sorted(folder.glob("part-*")) for line in part.read_text().splitlines()]
     expected_letters = [(2, "bad 1"), (4, "bad 2"), (6, "bad 3")] if policy == "dead-letter" else []
     assert [(letter["line"], letter["text"]) for letter in letters] == expected_letters
+
+
+def test_dead_letters_are_kept_when_the_policy_changes(memory_stage, tmp_path, monkeypatch):
+    """The run dies between a checkpoint and the commit of its dead letters, and goes on with another policy."""
+    stage = memory_stage("source.on-error=dead-letter")
+    job = bad_records_job(tmp_path, stage.sink)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSink, "commit", lambda sink, transaction: 1 / 0)
+        with pytest.raises(UserCodeError, match="ZeroDivisionError"):
+            run_job(job, stage.config, clock=stage.clock)
+    skipping = msgspec.structs.replace(
+        stage.config, source=msgspec.structs.replace(stage.config.source, on_error="skip")
+    )
+    assert run_job(job, skipping, restore="latest", clock=stage.clock).bad_records == 3
+    (part,) = (tmp_path / "local" / "story" / "dead-letter" / "in").glob("part-*")
+    assert part.read_text().count('"bad ') == 3
 
 
 def test_dead_letters_go_where_the_configuration_says(memory_stage, tmp_path):

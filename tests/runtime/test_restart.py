@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 
 import pytest
 
 from statestore.config import RestartConfig, load_config
-from statestore_runtime.messages import CheckpointCompleted, Restarting, Started
+from statestore_runtime import worker
+from statestore_runtime.messages import CheckpointCompleted, Heartbeat, Restarting, Started
 from statestore_runtime.restart import FixedDelay, NoRestart, restart_strategy
 from statestore_runtime.supervisor import JobFailedError, JobStoppedError, Supervisor
 from tests.command import command, environment, settings, statestore
@@ -361,3 +363,17 @@ def test_a_signal_to_the_command_ends_the_job_in_order(runs, number, code):
     runs.write()
     ended = statestore("run", runs.folder / "tiny.py", *settings(runs.overrides), cwd=runs.folder)
     assert (ended.code, "did not finish" in ended.err) == (2, True)
+
+
+def test_a_changed_heartbeat_interval_counts_at_once():
+    """The job's own defaults come when the heart beats already."""
+    beats = queue.SimpleQueue()
+
+    class Listener:
+        tell = staticmethod(beats.put)
+
+    heart = worker._Heart(Listener(), 3600)
+    heart.start()
+    assert beats.get(timeout=60) == Heartbeat()
+    heart.beat_every(0.001)
+    assert [beats.get(timeout=60) for _ in range(3)] == [Heartbeat()] * 3

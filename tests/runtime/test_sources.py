@@ -539,3 +539,67 @@ def test_names():
     assert FileSource("a.jsonl").name == "a.jsonl"
     assert FileSource([Path("a.jsonl"), "b.jsonl"]).name == "a.jsonl, b.jsonl"
     assert CollectionSource([]).name == "CollectionSource"
+
+
+# What readers must not let pass, or stumble over
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst", ".zip"])
+def test_compressed_files_that_are_cut_off(tmp_path, compression):
+    numbers = b"".join(b"%d\n" % (n * 7919 % 100_003) for n in range(50_000))
+    path = file(tmp_path / f"numbers.jsonl{compression}", numbers)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CorruptionError, match=path.name):
+        read(FileSource(path))
+
+
+def test_zstandard_files_of_several_frames(tmp_path):
+    path = tmp_path / "numbers.jsonl.zst"
+    path.write_bytes(b"".join(zstandard.compress(b"%d\n" % number) for number in range(5)) + zstandard.compress(b""))
+    assert read(FileSource(path)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("line", ["[1,\n2]\n", "1 2\n", "[" * 5000 + "]" * 5000 + "\n"])
+def test_a_value_is_a_line_however_batches_are_cut(tmp_path, batch_size, line):
+    context = SourceContext("skip")
+    path = file(tmp_path / "a.jsonl", f"0\n{line}3\n")
+    assert read(FileSource(path, batch_size=batch_size), context=context) == [0, 3]
+    assert context.bad_records == line.count("\n")
+
+
+def test_csv_headers(tmp_path):
+    assert read(FileSource(file(tmp_path / "quoted.csv", '\ufeff"id",b\n1,2\n'))) == [{"id": "1", "b": "2"}]
+    assert read(FileSource(file(tmp_path / "blank.csv", "\n\nid,b\n1,2\n"))) == [{"id": "1", "b": "2"}]
+    for name, data in {"latin.csv": b"caf\xe9,b\n1,2\n", "mac.csv": b"a,b\r1,2\r"}.items():
+        with pytest.raises(ConfigError, match=f"{name} has no header line"):
+            read(FileSource(file(tmp_path / name, data)))
+
+
+def test_long_quoted_fields(tmp_path):
+    text = "x" * 200_000
+    assert read(FileSource(file(tmp_path / "a.csv", f'id,text\n1,"{text}"\n'))) == [{"id": "1", "text": text}]
+
+
+def test_a_type_that_no_text_can_be_read_as(tmp_path):
+    class Person(msgspec.Struct):
+        age: Annotated[int | None, msgspec.Meta(ge=0)]
+
+    path = file(tmp_path / "a.csv", "age\n1\n")
+    with pytest.raises(UsageError, match="column 'age' of Person"):
+        read(FileSource(path, type=Person), context=SourceContext("skip"))
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "a.jsonl", ["a.jsonl", "b.jsonl"]])
+def test_finished_files_may_be_gone(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / "a.jsonl", "1\n")
+    file(tmp_path / "b.jsonl", "2\n")
+    source = opened(FileSource(pattern))
+    drained(source)
+    position = source.position()
+    for path in tmp_path.glob("*.jsonl"):
+        path.unlink()
+    assert read(FileSource(pattern), position) == []
+    with pytest.raises(ConfigError):
+        read(FileSource(pattern))

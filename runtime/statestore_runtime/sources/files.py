@@ -104,15 +104,16 @@ class FileSource(Source):
         """
         self.close()
         self._context = context
-        files = self._find()
         position = position or {"done": [], "file": None}
         self._done = list(position["done"])
         passed = {*self._done, position["file"]}
-        self._waiting = [file for file in files if file not in passed]
+        self._waiting = [file for file in self._find(is_first=not any(passed)) if file not in passed]
+        for file in self._waiting:
+            self._check(file)
         if position["file"] is not None:
             self._current = self._resume(position)
 
-    def _find(self) -> list[str]:
+    def _find(self, *, is_first: bool) -> list[str]:
         if not isinstance(self._path, str | os.PathLike):
             files = [os.fspath(path) for path in self._path]
             if len(set(files)) != len(files):
@@ -121,14 +122,15 @@ class FileSource(Source):
             files = sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())  # noqa: PTH207
         else:
             files = [pattern]
-        if not files:
+        if not files and is_first:
             raise ConfigError(f"no file matches {self.name}", key="source", hint=f"the current folder is {Path.cwd()}")
-        for file in files:
-            if not Path(file).is_file():
-                problem = f"{file} is a folder" if Path(file).is_dir() else f"there is no file {file}"
-                raise ConfigError(problem, key="source", hint=f"the current folder is {Path.cwd()}")
-            self._format_of(file)
         return files
+
+    def _check(self, file: str) -> None:
+        if not Path(file).is_file():
+            problem = f"{file} is a folder" if Path(file).is_dir() else f"there is no file {file}"
+            raise ConfigError(problem, key="source", hint=f"the current folder is {Path.cwd()}")
+        self._format_of(file)
 
     def _format_of(self, file: str) -> Format:
         if self._format is not None:
@@ -144,9 +146,9 @@ class FileSource(Source):
             )
         return _FORMATS[suffixes[-1]]
 
-    def _open_file(self, file: str) -> _OpenFile:
+    def _open_file(self, file: str, position: dict[str, Any] | None = None) -> _OpenFile:
         format = self._format_of(file)
-        return _OpenFile(file, format, functools.partial(self._make_reader, file, format))
+        return _OpenFile(file, format, functools.partial(self._make_reader, file, format), position)
 
     def _make_reader(self, file: str, format: Format, stream: io.BufferedReader) -> RecordReader:
         def bad(line: int, data: bytes, problem: str) -> None:
@@ -172,16 +174,10 @@ class FileSource(Source):
                 f"{file}, in which the checkpoint stands at line {position['line']}, is not there any more: "
                 "put it back, or start over with --restore none"
             )
-        opened = self._open_file(file)
-        try:
-            opened.resume(position)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
+        return self._open_file(file, position)
 
     def next_batch(self) -> list[Any] | None:
-        """Events of up to `batch_size` records.
+        """Events of up to `batch_size` records; empty when all of them were bad.
 
         Raises
         ------
@@ -197,12 +193,11 @@ class FileSource(Source):
                 self._current = self._open_file(self._waiting[0])
                 del self._waiting[0]
             events = self._current.read(self._batch_size)
-            if events:
+            if events is not None:
                 return events
-            if events is None:
-                self._done.append(self._current.file)
-                self._current.close()
-                self._current = None
+            self._done.append(self._current.file)
+            self._current.close()
+            self._current = None
 
     def position(self) -> dict[str, Any]:
         """Finished files, and the place in the one being read with what tells whether it is still the same file."""
@@ -217,9 +212,18 @@ class FileSource(Source):
 
 
 class _OpenFile:
-    """A file being read, with what is needed to know it again: its size and a hash of its beginning."""
+    """A file being read, with what is needed to know it again: its size and a hash of its beginning.
 
-    def __init__(self, file: str, format: Format, make_reader: Callable[[io.BufferedReader], RecordReader]):
+    With a position it goes on from there. Raises UsageError when this is not the file that the position was taken in.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        format: Format,
+        make_reader: Callable[[io.BufferedReader], RecordReader],
+        position: dict[str, Any] | None,
+    ):
         self.file = file
         try:
             self._raw = Path(file).open("rb", buffering=0)  # noqa: SIM115 - closed by close()
@@ -229,21 +233,25 @@ class _OpenFile:
             self._size = os.fstat(self._raw.fileno()).st_size
             self._head = self._raw.read(_HEAD_BYTES)
             self._raw.seek(0)
+            is_plain = Path(file).suffix.lower() not in _COMPRESSIONS
+            if position is not None:
+                self._check_same(position, is_plain)
             stream = self._decompressed(format)
-            self.is_plain = stream is self._raw
             self._stream = io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER_BYTES)
             self._reader = self._translated(make_reader, self._stream)
+            if position is not None:
+                skip = functools.partial(self._reader.skip_to, seek=is_plain)
+                self._translated(skip, position["offset"], position["line"])
         except BaseException:
             self._raw.close()
             raise
 
-    def _decompressed(self, format: Format) -> IO[bytes] | io.FileIO:
+    def _decompressed(self, format: Format) -> IO[bytes] | io.RawIOBase:
         suffix = Path(self.file).suffix.lower()
         if suffix == ".gz":
             return cast(IO[bytes], gzip.GzipFile(fileobj=self._raw, mode="rb"))
         if suffix == ".zst":
-            decompressor = zstandard.ZstdDecompressor()
-            return cast(IO[bytes], decompressor.stream_reader(self._raw, read_across_frames=True, closefd=False))
+            return _ZstdFile(self._raw)
         if suffix == ".zip":
             member = _member_of(self.file, format)
             return cast(IO[bytes], self._translated(lambda: zipfile.ZipFile(self._raw).open(member)))
@@ -274,9 +282,8 @@ class _OpenFile:
             "head_hash": xxhash.xxh3_64_hexdigest(self._head),
         }
 
-    def resume(self, position: dict[str, Any]) -> None:
-        """Go to `position`. Raises UsageError when this is not the file it was taken in."""
-        least = position["offset"] if self.is_plain else position["size"]
+    def _check_same(self, position: dict[str, Any], is_plain: bool) -> None:
+        least = position["offset"] if is_plain else position["size"]
         if self._size < least:
             raise UsageError(
                 f"{self.file} has become shorter ({self._size} bytes) than when the checkpoint was made: "
@@ -287,13 +294,47 @@ class _OpenFile:
                 f"{self.file} begins differently than when the checkpoint was made: "
                 "put the old file back, or start over with --restore none"
             )
-        self._translated(
-            functools.partial(self._reader.skip_to, position["offset"], position["line"], seek=self.is_plain)
-        )
 
     def close(self) -> None:
         self._stream.close()
         self._raw.close()
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of all frames of a file; unlike zstandard's own reader it notices that the last one is cut off."""
+
+    def __init__(self, raw: io.FileIO):
+        self._raw = raw
+        self._frame: Any = None
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`. Raises EOFError when the file ends within a frame."""
+        while not self._waiting:
+            data = self._raw.read(_BUFFER_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self._waiting = self._decompress(data)
+        count = min(len(buffer), len(self._waiting))
+        buffer[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        pieces = []
+        while data:
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(self._frame.decompress(data))
+            data = b""
+            if self._frame.eof:
+                data, self._frame = self._frame.unused_data, None
+        return b"".join(pieces)
 
 
 def _member_of(file: str, format: Format | None) -> str:

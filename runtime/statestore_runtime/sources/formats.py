@@ -6,6 +6,7 @@ fails does it go through them singly, to find the bad ones and their line number
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -19,6 +20,13 @@ from typing import Any
 import msgspec
 
 from statestore.errors import ConfigError, UsageError
+
+FIELD_MAX_CHARACTERS = 16 << 20
+csv.field_size_limit(
+    max(csv.field_size_limit(), FIELD_MAX_CHARACTERS)
+)  # the module's own limit is 128 Ki, for quoted fields only
+
+_JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 BadRecordHandler = Callable[[int, bytes, str], None]
 """Takes the number of the record's first line, its bytes, and the problem."""
@@ -66,16 +74,18 @@ class JsonLinesReader(RecordReader):
         data = b"".join(lines)
         try:
             events = self._decoder.decode_lines(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            if len(events) != len(lines):  # blank lines, or values that are not one a line
+                events = self._decode_singly(lines)
+        except _JSON_ERRORS:
             events = self._decode_singly(lines)
         self.offset += len(data)
         self.line += len(lines)
         return events
 
     def _drop_byte_order_mark(self, lines: list[bytes]) -> None:
-        if lines[0].startswith(b"\xef\xbb\xbf"):
-            lines[0] = lines[0][3:]
-            self.offset = 3
+        if lines[0].startswith(codecs.BOM_UTF8):
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+            self.offset = len(codecs.BOM_UTF8)
 
     def _decode_singly(self, lines: list[bytes]) -> list[Any]:
         events = []
@@ -84,7 +94,7 @@ class JsonLinesReader(RecordReader):
                 continue
             try:
                 events.append(self._decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except _JSON_ERRORS as error:
                 self._on_bad_record(number, line, str(error))
         return events
 
@@ -106,9 +116,11 @@ class CsvReader(RecordReader):
     ):
         super().__init__(stream, on_bad_record)
         lines: list[bytes] = []
-        header = next(csv.reader(self._texts(lines)), None)
+        try:
+            header = next((row for row in csv.reader(self._texts(lines)) if row), None)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} has no header line that can be read: {error}", key="source") from error
         if header:
-            header[0] = header[0].removeprefix("\ufeff")
             self._convert = converter.bind(header, file)
             self._width = len(header)
         self._advance(lines)
@@ -119,7 +131,8 @@ class CsvReader(RecordReader):
             yield line.decode(errors=errors)
         for line in self._stream:
             lines.append(line)
-            yield line.decode(errors=errors)
+            is_first = self.offset == 0 and len(lines) == 1
+            yield (line.removeprefix(codecs.BOM_UTF8) if is_first else line).decode(errors=errors)
 
     def _advance(self, lines: list[bytes]) -> None:
         self.offset += sum(map(len, lines))
@@ -221,6 +234,8 @@ class RowConverter:
     def __init__(self, declared: Any, null_values: Sequence[str]):
         self._declared, self._nulls = declared, frozenset(null_values)
         self._columns = [] if declared is None else self._columns_of(declared)
+        for column in self._columns:
+            _check_type(column.declared, f"column '{column.name}' of {declared.__name__}")
 
     def _columns_of(self, declared: Any) -> list[_Column]:
         if isinstance(declared, type) and issubclass(declared, msgspec.Struct):
@@ -302,6 +317,14 @@ class RowConverter:
             return [msgspec.convert(mapping, declared, strict=False) for mapping in mappings]
 
         return convert
+
+
+def _check_type(declared: Any, what: str) -> None:
+    """Raise UsageError for a type that nothing can be converted to, before it makes a bad record of every line."""
+    try:
+        msgspec.convert([], list[declared], strict=False)
+    except TypeError as error:
+        raise UsageError(f"{what} can't be read as {declared!r}: {error}") from error
 
 
 def _admits_none(declared: Any) -> bool:

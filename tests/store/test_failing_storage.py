@@ -1,0 +1,79 @@
+"""Checkpoint storage that fails, or says so."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from statestore import FencedError, UnavailableError
+from statestore.io import LocalStorage
+from tests.store.stores import content, handles
+
+KEYS = ["a", "b", "c"]
+
+
+def fill(store, number):
+    for key in KEYS:
+        store.set_current_key(key)
+        handles(store)["value"].update(number)
+
+
+def failing_once(monkeypatch, method, part_of_name, *, after):
+    """Make one call of a storage's method raise, before or after it has done its work."""
+    original, armed = getattr(LocalStorage, method), [True]
+
+    def call(storage, name, *arguments):
+        if not (armed and part_of_name in name):
+            return original(storage, name, *arguments)
+        armed.clear()
+        if after:
+            original(storage, name, *arguments)
+        raise UnavailableError("storage", name, "the reply was lost")
+
+    monkeypatch.setattr(LocalStorage, method, call)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("method", "name"), [("create", "_metadata"), ("write", "shared/")])
+def test_a_failed_checkpoint_is_made_up_for_by_the_next(stores, monkeypatch, method, name, after):
+    store = stores.open("rocksdb", "none")
+    fill(store, 1)
+    store.checkpoint({"position": 1})
+    fill(store, 2)
+    failing_once(monkeypatch, method, name, after=after)
+    with pytest.raises(UnavailableError, match="reply was lost"):
+        store.checkpoint({"position": 2})
+    with store.key("c"):
+        handles(store)["value"].update(3)
+    info = store.checkpoint({"position": 3})
+    expected = content(store, KEYS)
+    store.close()
+    stores.forget_local()
+    restored = stores.open("rocksdb")
+    assert (restored.restored.meta, restored.restored.checkpoint_id) == ({"position": 3}, info.checkpoint_id)
+    assert content(restored, KEYS) == expected
+
+
+def test_old_checkpoints_that_can_not_be_removed_wait(stores, monkeypatch, caplog):
+    store = stores.open("memory", "none", "checkpointing.num-retained=1")
+    fill(store, 1)
+    store.checkpoint()
+    failing_once(monkeypatch, "delete", "_metadata", after=False)
+    with caplog.at_level(logging.WARNING):
+        assert store.checkpoint().checkpoint_id == 2
+    assert "were not removed" in caplog.text
+    assert store.checkpoints.retained() == [1, 2]
+    store.checkpoint()
+    assert store.checkpoints.retained() == [3]
+
+
+def test_another_attempts_checkpoint_is_not_ours(stores, tmp_path):
+    old = stores.open("memory", "none")
+    fill(old, 1)
+    old.checkpoint()
+    pending = old.begin_checkpoint()
+    new = stores.open("memory", "latest", f"state.dir={tmp_path / 'another'}")
+    new.checkpoint()
+    with pytest.raises(FencedError):
+        pending.finish()
