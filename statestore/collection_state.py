@@ -82,13 +82,14 @@ class ListState(State[T]):
                 raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
         return items
 
-    def _cached(self) -> _CachedList:
-        key = self._scope.key
-        cached: _CachedList = self._live[key] if key in self._live else self._load(key)
+    def _change(self) -> _CachedList:
+        """The current key's list, which is going to be changed."""
+        cached: _CachedList = self._current()
+        self._changed[self._scope.key] = cached
         return cached
 
     def _whole(self) -> _CachedList:
-        cached = self._cached()
+        cached: _CachedList = self._current()
         if cached.start:
             cached.items = self._read_chunks(self._scope.key, range(cached.start // CHUNK_ELEMENTS)) + cached.items
             cached.start = 0
@@ -99,30 +100,30 @@ class ListState(State[T]):
         return list(self._whole().items)
 
     def __len__(self) -> int:
-        return self._cached().length
+        length: int = self._current().length
+        return length
 
     def add(self, value: T) -> None:
         """Append one element."""
-        self._cached().items.append(value)
-        self._dirty.add(self._scope.key)
+        self._change().items.append(value)
 
     def add_all(self, values: Iterable[T]) -> None:
         """Append several elements."""
-        self._cached().items.extend(values)
-        self._dirty.add(self._scope.key)
+        self._change().items.extend(values)
 
     def update(self, values: Iterable[T]) -> None:
         """Replace the list."""
-        cached = self._cached()
+        cached = self._change()
         cached.start, cached.items, cached.changed_from = 0, list(values), 0
-        self._dirty.add(self._scope.key)
 
     def clear(self) -> None:
         """Remove the current key's list."""
         self.update(())
 
-    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
-        cached: _CachedList = self._live[key]
+    def _encode_changes(self, batch: EpochBatch) -> int:
+        return sum(self._encode_list(key, cached, batch) for key, cached in self._changed.items())
+
+    def _encode_list(self, key: Any, cached: _CachedList, batch: EpochBatch) -> int:
         length, size = cached.length, 0
         for chunk in range(cached.changed_from // CHUNK_ELEMENTS, _chunks(length)):
             first = chunk * CHUNK_ELEMENTS - cached.start
@@ -169,17 +170,12 @@ class MapState(State[V], Generic[K, V]):
     def _fetch(self, key: Any) -> _CachedMap:
         return _CachedMap()
 
-    def _cached(self) -> _CachedMap:
-        key = self._scope.key
-        cached: _CachedMap = self._live[key] if key in self._live else self._load(key)
-        return cached
-
     def _prefix(self, key: Any) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"\0")
 
     def _lookup(self, map_key: K) -> Any:
         self._map_keys.check(map_key)
-        cached = self._cached()
+        cached: _CachedMap = self._current()
         value = cached.items.get(map_key)
         if value is None:
             value = cached.items[map_key] = ABSENT if cached.complete else self._read(map_key)
@@ -194,7 +190,7 @@ class MapState(State[V], Generic[K, V]):
 
     def _entries(self) -> dict[K, V]:
         """All entries, read once."""
-        cached = self._cached()
+        cached: _CachedMap = self._current()
         if not cached.complete:
             prefix = self._prefix(self._scope.key)
             stored = {
@@ -220,10 +216,10 @@ class MapState(State[V], Generic[K, V]):
         self._change(map_key, value)
 
     def _change(self, map_key: K, value: Any) -> None:
-        cached = self._cached()
+        cached: _CachedMap = self._current()
         cached.items[map_key] = value
         cached.changed.add(map_key)
-        self._dirty.add(self._scope.key)
+        self._changed[self._scope.key] = cached
 
     def put_all(self, entries: dict[K, V]) -> None:
         """Set several entries."""
@@ -283,8 +279,10 @@ class MapState(State[V], Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries())
 
-    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
-        cached: _CachedMap = self._live[key]
+    def _encode_changes(self, batch: EpochBatch) -> int:
+        return sum(self._encode_map(key, cached, batch) for key, cached in self._changed.items())
+
+    def _encode_map(self, key: Any, cached: _CachedMap, batch: EpochBatch) -> int:
         prefix, size = self._prefix(key), 0
         for map_key in cached.changed:
             value = cached.items[map_key]

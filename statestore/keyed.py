@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="State[Any]")
 
 
+class _NoKey:
+    """Stands for the current key where there is none; looking it up is the error."""
+
+    def __hash__(self) -> int:
+        raise UsageError("there is no current key: call set_current_key(key), or use `with store.key(key):`")
+
+
+NO_KEY = _NoKey()
+
+
 class KeyedState:
     """States that share a key: those of one stateful operator, or of an embedding program.
 
@@ -27,18 +37,17 @@ class KeyedState:
     ----------
     key
         The current key. `set_current_key` checks its type; a loop that has passed all its keys to `begin_batch` may set it directly.
+    batch
+        The keys of the last `begin_batch`.
     """
 
     def __init__(self, store: StateStore, prefix: str, key_type: Any):
         self._store, self._prefix = store, prefix
         self._key_codec = KeyCodec(key_type)
         self.encode_key = self._key_codec.encode
+        self.key: Any = NO_KEY
+        self.batch: Sequence[Any] = ()
         self.states: dict[str, State[Any]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "key":
-            raise UsageError("there is no current key: call set_current_key(key), or use `with store.key(key):`")
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     # Current key
 
@@ -63,15 +72,12 @@ class KeyedState:
     @contextmanager
     def at(self, key: Any) -> Iterator[None]:
         """Work on `key` within a `with` block, then on the key before."""
-        before = self.__dict__.get("key", self)
+        before = self.key
         self.set_current_key(key)
         try:
             yield
         finally:
-            if before is self:
-                del self.key
-            else:
-                self.key = before
+            self.key = before
 
     def check_keys(self, keys: Sequence[Any]) -> None:
         """Raise UsageError unless all `keys` are exactly of the scope's key type."""
@@ -82,7 +88,7 @@ class KeyedState:
             codec.check(key)
 
     def begin_batch(self, keys: Sequence[Any]) -> None:
-        """Check `keys` and load their values with one request per state, before a loop sets `key` to each.
+        """Check `keys`, before a loop sets `key` to each; a state that lacks one of them loads all that it lacks with one request.
 
         Raises
         ------
@@ -90,8 +96,7 @@ class KeyedState:
             A key is not of the scope's key type.
         """
         self.check_keys(keys)
-        for state in self.states.values():
-            state.prefetch(keys)
+        self.batch = keys
 
     # States
 

@@ -1,8 +1,9 @@
 """State handles: what user code reads and writes, always for the current key of their scope.
 
-A handle keeps decoded objects in two generations of a dictionary. Reading a cached key is one look-up in the young one; a key found in the
-old one moves over; when the young one is full it becomes the old one, and what nobody asked for since leaves. Changed entries are pinned
-until they are committed. Nothing is encoded or hashed (beyond the dictionary's own hash) before the commit.
+A handle keeps decoded objects in dictionaries: those changed since the last commit, and two generations of unchanged ones. A key is
+looked up in this order; one found in the old generation moves to the young one; when that is full it becomes the old one, and what nobody
+asked for since leaves. So what is not committed stays, and a key that is updated again and again costs the look-ups of one dictionary.
+Nothing is encoded or hashed (beyond the dictionary's own hash) before the commit.
 
 An object that a handle hands out belongs to the store: change a copy, or call `update` after changing it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from statestore.codecs import Codec, fresh_value
@@ -44,6 +46,9 @@ class _Absent:
 ABSENT: Any = _Absent()
 """In a cache: it is known that nothing is stored."""
 
+UNKNOWN: Any = object()
+"""Of a cache: it has nothing about a key."""
+
 
 def open_envelope(stored: bytes, state: str) -> bytes:
     """Payload of a stored value. Raises CorruptionError when its first byte is unknown."""
@@ -53,16 +58,16 @@ def open_envelope(stored: bytes, state: str) -> bytes:
 
 
 class State(Generic[T]):
-    """What all handles share: the two generations, the set of changed keys, and their commit."""
+    """What all handles share: the changed entries, the two generations of unchanged ones, and the commit."""
 
     kind: str
 
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         self.name = name
         self._scope, self._codec, self._keys = scope, codec, keys
-        self._live: dict[Any, Any] = {}
+        self._changed: dict[Any, Any] = {}
+        self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
-        self._dirty: set[Any] = set()
         self._entry_bytes = 256.0  # moving estimate of what a cached entry costs
         self._capacity_bytes = 0
 
@@ -74,56 +79,60 @@ class State(Generic[T]):
     @property
     def dirty_bytes(self) -> int:
         """Estimated memory that is pinned by uncommitted changes."""
-        return int(len(self._dirty) * self._entry_bytes)
+        return int(len(self._changed) * self._entry_bytes)
 
     def set_capacity(self, capacity_bytes: int) -> None:
         """Bound the memory that clean entries may take."""
         self._capacity_bytes = capacity_bytes
 
-    def _load(self, key: Any) -> Any:
-        """Bring `key` into the young generation, from the old one or from the store."""
-        found = self._old.pop(key, None)
-        if found is None:
-            found = self._fetch(key)
-        self._shrink()  # before: what is changed next must be in the young generation
-        self._live[key] = found
+    def _current(self) -> Any:
+        """What is cached for the current key, loaded if need be."""
+        key = self._scope.key
+        found = self._changed.get(key, UNKNOWN)
+        if found is UNKNOWN:
+            found = self._young.get(key, UNKNOWN)
+            if found is UNKNOWN:
+                found = self._load(key)
         return found
 
-    def _shrink(self) -> None:
-        """Start a new generation when the young one fills half of the capacity; changed entries go along."""
-        if len(self._live) * self._entry_bytes * 2 > self._capacity_bytes and len(self._live) > 2 * len(self._dirty):
-            live = self._live
-            self._old, self._live = live, {key: live[key] for key in self._dirty}
+    def _load(self, key: Any) -> Any:
+        """Bring `key` into the young generation, from the old one or from the store."""
+        found = self._old.pop(key, UNKNOWN)
+        if found is UNKNOWN:
+            found = self._fetch(key)
+        self._shrink()
+        self._young[key] = found
+        return found
+
+    def _shrink(self) -> bool:
+        """Start a new generation if the young one fills half of the capacity."""
+        is_full = len(self._young) * self._entry_bytes * 2 > self._capacity_bytes
+        if is_full:
+            self._old, self._young = self._young, {}
+        return is_full
 
     @abstractmethod
     def _fetch(self, key: Any) -> Any:
         """What the store holds for `key`, as this handle caches it."""
 
     @abstractmethod
-    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
-        """Put the changes of one key into `batch`; returns their size."""
-
-    def prefetch(self, keys: Iterable[Any]) -> None:
-        """Load `keys` with one request where that is possible."""
+    def _encode_changes(self, batch: EpochBatch) -> int:
+        """Put all that has changed into `batch`; returns its size."""
 
     def flush(self, batch: EpochBatch) -> None:
         """Encode all changes since the last commit into `batch`."""
-        if not self._dirty:
+        if not self._changed:
             return
-        size = self._encode_dirty(batch)
-        estimate = OBJECT_FACTOR * size / len(self._dirty) + ENTRY_OVERHEAD_BYTES
+        size = self._encode_changes(batch)
+        estimate = OBJECT_FACTOR * size / len(self._changed) + ENTRY_OVERHEAD_BYTES
         self._entry_bytes += (estimate - self._entry_bytes) / 2
-        self._dirty.clear()
         self._shrink()
-
-    def _encode_dirty(self, batch: EpochBatch) -> int:
-        return sum(self._encode_entry(key, batch) for key in self._dirty)
+        self._young.update(self._changed)
+        self._changed.clear()
 
     def clear(self) -> None:
         """Remove everything of the current key."""
-        key = self._scope.key
-        self._live[key] = ABSENT
-        self._dirty.add(key)
+        self._changed[self._scope.key] = ABSENT
 
     def _encode_value(self, value: Any) -> bytes:
         expected = self._codec.value_class
@@ -140,34 +149,50 @@ class State(Generic[T]):
 class SingleState(State[T]):
     """A state with one value per key."""
 
+    def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
+        super().__init__(name, scope, codec, keys)
+        self._loaded_batch: Sequence[Any] = scope.batch
+
     def _fetch(self, key: Any) -> Any:
         stored = self._scope.read(self._keys.of(self._scope.encode_key(key)))
         return ABSENT if stored is None else self._codec.decode_stored(open_envelope(stored, self.name), self.name)
 
-    def prefetch(self, keys: Iterable[Any]) -> None:
+    def _load(self, key: Any) -> Any:
+        """Bring `key`, and with it all other keys of the scope's batch, into the young generation."""
+        batch = self._scope.batch
+        if batch is not self._loaded_batch:
+            self._loaded_batch = batch
+            self._load_many(batch)
+            found = self._young.get(key, UNKNOWN)
+            if found is not UNKNOWN:
+                return found
+        return super()._load(key)
+
+    def _load_many(self, keys: Iterable[Any]) -> None:
         """Load those of `keys` that are not cached, with one request to the backend."""
-        self._shrink()
-        live, old = self._live, self._old
-        missing = set(keys).difference(live)
+        unchanged = filterfalse(self._changed.__contains__, keys)
+        missing = set(filterfalse(self._young.__contains__, unchanged))
         if not missing:
             return
+        if self._shrink():
+            missing = set(keys).difference(self._changed)
+        young, old = self._young, self._old
         if old:
             for key in missing & old.keys():
-                live[key] = old.pop(key)
-            missing.difference_update(live)
+                young[key] = old.pop(key)
+            missing.difference_update(young)
         encode, entry_key = self._scope.encode_key, self._keys.of
         wanted = list(missing)
         for key, stored in zip(wanted, self._scope.read_many([entry_key(encode(key)) for key in wanted]), strict=True):
-            live[key] = (
+            young[key] = (
                 ABSENT if stored is None else self._codec.decode_stored(open_envelope(stored, self.name), self.name)
             )
 
-    def _encode_dirty(self, batch: EpochBatch) -> int:
+    def _encode_changes(self, batch: EpochBatch) -> int:
         # The loop that stops the world at a checkpoint: everything it needs is local, the usual case has no call of ours but `of`.
-        live, entries, entry_key, encode_key = self._live, batch.entries, self._keys.of, self._scope.encode_key
+        entries, entry_key, encode_key = batch.entries, self._keys.of, self._scope.encode_key
         encode, expected, size = self._codec.encode, self._codec.value_class, 0
-        for key in self._dirty:
-            value = live[key]
+        for key, value in self._changed.items():
             if value is ABSENT:
                 entries[entry_key(encode_key(key))] = None
             elif expected is not None and value.__class__ is expected:
@@ -182,9 +207,6 @@ class SingleState(State[T]):
                 size += len(data)
                 entries[entry_key(encode_key(key))] = data
         return size
-
-    def _encode_entry(self, key: Any, batch: EpochBatch) -> int:
-        raise AssertionError("single states encode in one loop")  # pragma: no cover
 
 
 class ValueState(SingleState[T]):
@@ -203,19 +225,18 @@ class ValueState(SingleState[T]):
     def value(self) -> T:
         """The current key's value."""
         key = self._scope.key
-        try:
-            value = self._live[key]
-        except KeyError:
-            value = self._load(key)
+        value = self._changed.get(key, UNKNOWN)  # `_current`, written out: this is the hottest line of all
+        if value is UNKNOWN:
+            value = self._young.get(key, UNKNOWN)
+            if value is UNKNOWN:
+                value = self._load(key)
         if value is ABSENT:
             value = self._default if self._fresh is None else self._fresh()
         return value  # type: ignore[no-any-return]
 
     def update(self, value: T) -> None:
         """Set the current key's value."""
-        key = self._scope.key
-        self._live[key] = value
-        self._dirty.add(key)
+        self._changed[self._scope.key] = value
 
     def get_many(self, keys: Sequence[Any]) -> list[T]:
         """Values of `keys` in their order; one request to the backend for those not cached.
@@ -226,9 +247,9 @@ class ValueState(SingleState[T]):
             A key is not of the declared type.
         """
         self._scope.check_keys(keys)
-        self.prefetch(keys)
-        live, default, fresh = self._live, self._default, self._fresh
-        values = [live[key] for key in keys]
+        self._load_many(keys)
+        changed, young, default, fresh = self._changed, self._young, self._default, self._fresh
+        values = [changed[key] if key in changed else young[key] for key in keys]
         if ABSENT in values:
             values = [(default if fresh is None else fresh()) if value is ABSENT else value for value in values]
         return values
@@ -244,8 +265,7 @@ class ValueState(SingleState[T]):
         if len(keys) != len(values):
             raise UsageError(f"state '{self.name}': {len(keys)} keys and {len(values)} values")
         self._scope.check_keys(keys)
-        self._live.update(zip(keys, values, strict=True))
-        self._dirty.update(keys)
+        self._changed.update(zip(keys, values, strict=True))
 
 
 class ReducingState(SingleState[T]):
@@ -259,18 +279,12 @@ class ReducingState(SingleState[T]):
 
     def add(self, value: T) -> None:
         """Combine `value` into the current key's."""
-        key, live = self._scope.key, self._live
-        try:
-            current = live[key]
-        except KeyError:
-            current = self._load(key)
-        self._live[key] = value if current is ABSENT else self._function(current, value)
-        self._dirty.add(key)
+        current = self._current()
+        self._changed[self._scope.key] = value if current is ABSENT else self._function(current, value)
 
     def get(self) -> T | None:
         """The combined value, None where nothing was added."""
-        key = self._scope.key
-        current = self._live[key] if key in self._live else self._load(key)
+        current = self._current()
         return None if current is ABSENT else current
 
 
@@ -306,16 +320,11 @@ class AggregatingState(SingleState[A]):
 
     def add(self, value: Any) -> None:
         """Add `value` to the current key's accumulator."""
-        key, function = self._scope.key, self._function
-        try:
-            current = self._live[key]
-        except KeyError:
-            current = self._load(key)
-        self._live[key] = function.add(value, function.create_accumulator() if current is ABSENT else current)
-        self._dirty.add(key)
+        current, function = self._current(), self._function
+        before = function.create_accumulator() if current is ABSENT else current
+        self._changed[self._scope.key] = function.add(value, before)
 
     def get(self) -> Any:
         """Result for the current key, None where nothing was added."""
-        key = self._scope.key
-        current = self._live[key] if key in self._live else self._load(key)
+        current = self._current()
         return None if current is ABSENT else self._function.get_result(current)

@@ -26,7 +26,7 @@ from statestore.collection_state import ListState, MapState
 from statestore.errors import ClosedError, IncompatibleStateError, StateMigrationError, UsageError
 from statestore.io import FolderLock
 from statestore.keyed import KeyedState
-from statestore.keys import EntryKeys, prefix_end, split_entry
+from statestore.keys import EntryKeys, prefix_end, read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import MISSING, EpochBatch, Pending
 from statestore.recovery import Recovered, Recovery
@@ -241,13 +241,15 @@ class StateStore:
     def count_keys(self) -> int:
         """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
         self._apply_and_wait()
-        count, group, keys = 0, -1, set[bytes]()
+        # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
+        count, group, keys = 0, b"", set[bytes]()
         for entry_key, _ in self._backend.scan(b"", None):
-            entry_group, state_id, key, _ = split_entry(entry_key)
-            if entry_group != group:
-                count, group, keys = count + len(keys), entry_group, set()
-            if state_id != STAMP_STATE_ID:
-                keys.add(key)
+            if entry_key == STAMP_KEY:
+                continue
+            if entry_key[:2] != group:
+                count, group, keys = count + len(keys), entry_key[:2], set()
+            length = entry_key[4]
+            keys.add(entry_key[4 : 5 + length] if length < 0x80 else _long_key(entry_key))
         return count + len(keys)
 
     # Committing
@@ -442,3 +444,9 @@ class StateStore:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _long_key(entry_key: bytes) -> bytes:
+    """Key of an entry, with its length, where the length takes more than a byte."""
+    length, offset = read_varint(entry_key, 4)
+    return entry_key[4 : offset + length]
