@@ -189,6 +189,7 @@ class _Execution:
                 attempt=store.attempt,
                 restored_checkpoint=store.restored.checkpoint_id if store.restored is not None else None,
                 restored_epoch=store.restored.epoch if store.restored is not None else 0,
+                events=self._events,
                 recover_seconds=store.metrics.recovery_seconds,
             )
         )

@@ -37,6 +37,8 @@ class Started(Message, tag="started", kw_only=True, frozen=True):
     attempt: int
     restored_checkpoint: int | None = None
     restored_epoch: int = 0
+    events: int = 0
+    """Events read before, as the restored checkpoint knows."""
     recover_seconds: float = 0.0
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from statestore_runtime.messages import CheckpointFailed, Message, Progress, Restarting, Started
+from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed, Message, Progress, Restarting, Started
 from statestore_runtime.supervisor import Outcome
 
 LINE_SECONDS = 5.0
@@ -57,10 +57,15 @@ class Display:
             return
         match message:
             case Started():
-                self._started, self._last = message, None
+                self._started = message
+                self._last = Progress(events=message.events, seconds=0.0, checkpoints=0, state_bytes=0)
+                self._rate = 0.0
                 self._say(_beginning(message))
             case Progress():
                 self._show_progress(message)
+            case CheckpointCompleted() if self._live is None:
+                new, total = size(message.uploaded_bytes), size(message.total_bytes)
+                self._say(f"checkpoint {message.checkpoint}: {new} new, {total} in all, {message.seconds:.2f} s")
             case CheckpointFailed(reason=reason):
                 self._say(f"a checkpoint failed: {reason}")
             case Restarting(reason=reason, restart=restart, delay_seconds=delay):

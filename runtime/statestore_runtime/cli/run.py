@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from typing import Annotated
 
 import msgspec
@@ -51,4 +53,9 @@ def run(
     if json:
         print_json(outcome)
     else:
-        display.report(outcome, shlex.join(["statestore", "run", target]))
+        display.report(outcome, shlex.join([_own_name(), "run", target]))
+
+
+def _own_name() -> str:
+    """What to call this command by: its path as it was called, when a shell would not find its name."""
+    return "statestore" if shutil.which("statestore") else os.path.relpath(sys.argv[0])
