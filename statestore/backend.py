@@ -57,7 +57,7 @@ class BackendContext:
     directory: str | None
     max_parallelism: int
     attempt: Attempt
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold passwords
 
 
 class Backend(ABC):

@@ -1,18 +1,19 @@
 """Filesystem backend: sorted segments and a manifest, on the local disk or any fsspec file system.
 
 Invariants:
-- segments are immutable and uniquely named; the manifest is replaced whole, and writing it is the one commit point of every change, so
-  entries and marker change together;
+- segments are immutable, and their names are never used again;
+- the manifest is replaced whole, and writing it is the one commit point of every change, so entries and marker change together;
 - a segment file goes only when no manifest names it and no scan uses it;
 - the manifest carries its writer's attempt: an older attempt that looks before it writes finds itself fenced.
 
-Layout: `MANIFEST` (MessagePack, preceded by its CRC-32C) · `segments/<attempt>-<number>.seg`, newest last in the manifest.
+Layout: `MANIFEST` (MessagePack, preceded by its CRC-32C) · `segments/<attempt>-<opening>-<number>.seg`, newest last in the manifest.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
+import secrets
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ class FilesystemBackend(Backend):
         self._scans = 0
         self._garbage: list[str] = []
         self._closed = False
-        self._numbers = count(1)
+        self._numbers, self._opening = count(1), secrets.token_hex(4)
         found = self._read_manifest()
         if found.attempt > attempt:
             raise FencedError(storage.url, attempt, found.attempt)
@@ -240,13 +241,9 @@ class FilesystemBackend(Backend):
 
     def _store_one(self, writer: SegmentWriter) -> tuple[_SegmentEntry, SegmentReader | None]:
         data, entries = writer.finish(), writer.entries
-        while True:
-            name = f"segments/{self._attempt:08d}-{next(self._numbers):08d}.seg"
-            try:
-                self._storage.create(name, data)
-            except FileExistsError:
-                continue
-            return _SegmentEntry(name, len(data), entries), None
+        name = f"segments/{self._attempt:08d}-{self._opening}-{next(self._numbers):08d}.seg"
+        self._storage.write(name, data)
+        return _SegmentEntry(name, len(data), entries), None
 
     def _merge_some(self) -> None:
         """Merge the newest segments, and older ones as long as they are not much larger than what is merged already.

@@ -8,7 +8,10 @@ Layout, for job J and key group G (the braces make a cluster keep a group's keys
 
 A batch is one MULTI/EXEC of one script a group. Every script compares the owner before it writes, and an opening claims all groups at
 once, so an older attempt can write none of them. The applied epoch is the least of all groups' markers, and 0 when one is missing: a data
-set that was lost, evicted or rolled back is noticed, and the engine restores it.
+set that was lost or rolled back is noticed at the opening, and the engine restores it.
+
+It is noticed at work, too: whatever is read or written is so together with a look at the markers, and a marker that is not as this
+backend left it ends the job before anything read can count. Started again, it restores its state.
 """
 
 from __future__ import annotations
@@ -31,16 +34,22 @@ from statestore.units import Duration
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 KEYS_PER_READ = 2000
 
-# ARGV: attempt, epoch, number of (field, value) pairs, of deletions, of index arguments, and then these and what leaves the index.
+LOST = -1
+"""A script's answer when the marker is not as this backend left it."""
+
+# ARGV: attempt, epoch, epoch before, number of (field, value) pairs, of deletions, of index arguments, and then these and what leaves the
+# index. The new epoch may be there already: then this is the repetition of a call whose answer was lost.
 # Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
 _APPLY = """
 local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
 local attempt = tonumber(ARGV[1])
 if owner > attempt then return owner end
-local pairs_end = 5 + 2 * tonumber(ARGV[3])
-local deleted_end = pairs_end + tonumber(ARGV[4])
-local indexed_end = deleted_end + tonumber(ARGV[5])
-for i = 6, pairs_end, 1000 do
+local epoch = redis.call('HGET', KEYS[2], 'epoch') or '0'
+if owner < attempt or (epoch ~= ARGV[3] and epoch ~= ARGV[2]) then return -1 end
+local pairs_end = 6 + 2 * tonumber(ARGV[4])
+local deleted_end = pairs_end + tonumber(ARGV[5])
+local indexed_end = deleted_end + tonumber(ARGV[6])
+for i = 7, pairs_end, 1000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, pairs_end)))
 end
 for i = pairs_end + 1, deleted_end, 1000 do
@@ -121,7 +130,7 @@ class RedisBackend(Backend):
             with _Translated(self._place):
                 self._refuse_eviction()
                 self._run_all(_CLAIM, [([group.marker], [self._attempt]) for group in self._groups])
-                self._epoch = self._stored_marker()
+                self._epoch = self._next_epoch = self._stored_marker()
         except BaseException:
             self.close()
             raise
@@ -164,9 +173,26 @@ class RedisBackend(Backend):
         with self._client.pipeline(transaction=True) as pipeline:
             for keys, arguments in calls:
                 pipeline.evalsha(sha, len(keys), *keys, *arguments)
-            owner = max(pipeline.execute(), default=0)
-        if owner:
+            answers = pipeline.execute()
+        owner = max(answers, default=0)
+        if owner > 0:
             raise FencedError(self._place, self._attempt, int(owner))
+        if LOST in answers:
+            raise self._lost()
+
+    def _lost(self) -> UnavailableError:
+        return UnavailableError(
+            "redis", self._place, "its data was lost or rolled back; it is restored at the next start"
+        )
+
+    def _check_markers(self, markers: list[list[bytes | None]], before: Epoch) -> None:
+        """Raise unless owners and epochs are those that this backend has set; `before` is the epoch before they were read."""
+        for stored_epoch, stored_owner in markers:
+            epoch, owner = int(stored_epoch or 0), int(stored_owner or 0)
+            if owner > self._attempt:
+                raise FencedError(self._place, self._attempt, owner)
+            if owner < self._attempt or not before <= epoch <= self._next_epoch:  # an apply may be under way
+                raise self._lost()
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One HMGET a group, all in one round trip."""
@@ -175,10 +201,15 @@ class RedisBackend(Backend):
         for position, key in enumerate(keys):
             by_group.setdefault(group_of_entry(key), []).append(position)
         found: list[bytes | None] = [None] * len(keys)
+        before = self._epoch
         with _Translated(self._place), client.pipeline(transaction=False) as pipeline:
             for group, positions in by_group.items():
                 pipeline.hmget(self._groups[group].data, [keys[position] for position in positions])
-            for positions, values in zip(by_group.values(), pipeline.execute(), strict=True):
+            for group in by_group:  # after the values: these were there if the marker still is
+                pipeline.hmget(self._groups[group].marker, "epoch", "owner")
+            answers = pipeline.execute()
+            self._check_markers(answers[len(by_group) :], before)
+            for positions, values in zip(by_group.values(), answers, strict=False):
                 for position, value in zip(positions, values, strict=True):
                     found[position] = value
         return found
@@ -202,26 +233,39 @@ class RedisBackend(Backend):
                     group.indexed += (b"0", key)
         calls = []
         for group in groups:
-            head: list[Any] = [self._attempt, epoch, len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
+            counts = [len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
+            head: list[Any] = [self._attempt, epoch, self._epoch, *counts]
             arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
             calls.append(([group.data, group.marker, group.index], arguments))
             group.reset()
+        self._next_epoch = epoch
         with _Translated(self._place):
             self._run_all(_APPLY, calls)
         self._epoch = epoch
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """One collection through its sorted set; a wider range group by group, sorted here."""
+        """One collection through its sorted set; a wider range group by group, sorted here. Ends with a look at the markers."""
         self._connection()
         if stop is not None and stop == prefix_end(start) and len(start) > 4 and _has_sub_key(start):
-            yield from self._values(group_of_entry(start), self._collection_keys(start, stop))
+            only = group_of_entry(start)
+            yield from self._values(only, self._collection_keys(start, stop))
+            self._check_groups(range(only, only + 1))
             return
         last = len(self._groups) if stop is None else min(len(self._groups), group_of_entry(stop.ljust(2, b"\0")) + 1)
-        for number in range(group_of_entry(start.ljust(2, b"\0")), last):
+        numbers = range(group_of_entry(start.ljust(2, b"\0")), last)
+        for number in numbers:
             with _Translated(self._place):
                 keys = self._connection().hkeys(self._groups[number].data)
             wanted = sorted(key for key in keys if key >= start and (stop is None or key < stop))
             yield from self._values(number, wanted)
+        self._check_groups(numbers)
+
+    def _check_groups(self, numbers: range) -> None:
+        before = self._epoch
+        with _Translated(self._place), self._connection().pipeline(transaction=False) as pipeline:
+            for number in numbers:
+                pipeline.hmget(self._groups[number].marker, "epoch", "owner")
+            self._check_markers(pipeline.execute(), before)
 
     def _collection_keys(self, start: bytes, stop: bytes) -> list[bytes]:
         index = self._groups[group_of_entry(start)].index
@@ -240,8 +284,7 @@ class RedisBackend(Backend):
         """The least marker of all groups, asked from the server: it may have lost its data."""
         self._connection()
         with _Translated(self._place):
-            self._epoch = self._stored_marker()
-        return self._epoch
+            return self._stored_marker()
 
     def persist(self) -> Epoch:
         """The data survives this process where it is; what the server loses shows in the marker."""
@@ -257,7 +300,7 @@ class RedisBackend(Backend):
         ]
         with _Translated(self._place):
             self._run_all(_CLEAR, calls)
-        self._epoch = Epoch(0)
+        self._epoch = self._next_epoch = Epoch(0)
 
     def close(self) -> None:
         """Close the connections."""

@@ -69,8 +69,8 @@ class RocksDBBackend(Backend):
         write: Any = WriteOptions()
         write.disable_wal = True  # there is one log, the store's; the type stub takes this attribute for a method
         self._write = write
-        self._db: Any = _open_or_set_aside(path, options, clock)
-        self._epoch = self._stored_marker()
+        self._db: Any
+        self._db, self._epoch = _open_or_set_aside(path, options, clock)
 
     @classmethod
     def open(cls, context: BackendContext) -> RocksDBBackend:
@@ -79,11 +79,6 @@ class RocksDBBackend(Backend):
         if context.directory is None:
             raise ConfigError("the rocksdb backend needs a local folder", key="state.dir")
         return cls(Path(context.directory), options, SystemClock())
-
-    def _stored_marker(self) -> Epoch:
-        with _translated(self._path):
-            data = self._db.get(MARKER_KEY)
-        return Epoch(int.from_bytes(data, "big")) if data else Epoch(0)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One multi-get."""
@@ -191,7 +186,8 @@ def _database_options(options: RocksDBOptions) -> Options:
     return database
 
 
-def _open_or_set_aside(path: Path, options: RocksDBOptions, clock: Clock) -> Any:
+def _open_or_set_aside(path: Path, options: RocksDBOptions, clock: Clock) -> tuple[Any, Epoch]:
+    """The database and its marker; in place of a damaged one, an empty one."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -199,9 +195,9 @@ def _open_or_set_aside(path: Path, options: RocksDBOptions, clock: Clock) -> Any
     deadline = clock.monotonic() + options.lock_timeout
     while True:
         try:
-            return Rdict(str(path), _database_options(options))
+            return _opened(path, options)
         except Exception as error:
-            if "lock" in str(error).lower():
+            if f"{path}/LOCK" in str(error):
                 if clock.monotonic() >= deadline:
                     hint = "stop the process that uses it"
                     raise UnavailableError("rocksdb", str(path), "another process holds the lock", hint=hint) from error
@@ -212,6 +208,16 @@ def _open_or_set_aside(path: Path, options: RocksDBOptions, clock: Clock) -> Any
             if not isinstance(ours, CorruptionError):
                 raise ours from error
             _set_aside(path, ours)
+
+
+def _opened(path: Path, options: RocksDBOptions) -> tuple[Any, Epoch]:
+    database = Rdict(str(path), _database_options(options))
+    try:
+        marker = database.get(MARKER_KEY)
+    except BaseException:
+        database.close()
+        raise
+    return database, Epoch(int.from_bytes(marker, "big")) if marker else Epoch(0)
 
 
 def _set_aside(path: Path, error: CorruptionError) -> None:

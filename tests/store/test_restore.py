@@ -206,8 +206,8 @@ def test_a_store_whose_job_was_taken_over_completes_nothing(stores, tmp_path, ba
     # Another machine: other local folders, the same checkpoints.
     new = stores.open(backend, "latest", f"state.dir={tmp_path / 'another'}")
     expected = content(new, KEYS)
-    fill(old, 5, 10)
     with pytest.raises(FencedError):
+        fill(old, 5, 10)
         old.checkpoint()
     assert new.newest_checkpoint_id == 1
     assert content(new, KEYS) == expected
