@@ -80,7 +80,7 @@ class Codec:
         """
         try:
             return self.decode(data)
-        except (msgspec.MsgspecError, IndexError) as error:
+        except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
             raise CorruptionError(
                 f"state '{state}'", f"a stored value can't be read as {self.name}: {error}"
             ) from error

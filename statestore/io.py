@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from statestore.clock import Clock
-from statestore.errors import ClosedError, ConfigError, UnavailableError, UsageError
+from statestore.errors import ClosedError, ConfigError, StateStoreError, UnavailableError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -425,7 +425,7 @@ class FsspecStorage(Storage):
         """Make the file system's errors ours; a missing object stays a FileNotFoundError."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, StateStoreError):
             raise
         except Exception as error:  # drivers have exceptions of their own
             raise _unavailable(f"{self.url}/{name}", error) from error

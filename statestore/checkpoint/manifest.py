@@ -136,7 +136,7 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
         raise CorruptionError(file, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
     try:
         envelope = _decode_envelope(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptionError(file, f"the manifest is not readable: {error}") from error
     body = bytes(envelope.manifest)
     if hashlib.sha256(body).hexdigest() != envelope.sha256 or _encode(envelope) != data:
@@ -147,7 +147,7 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
             raise CorruptionError(file, f"checkpoint format version {manifest.format} is not supported")
         for entry in manifest.files():
             checked_name(entry.path)
-    except (msgspec.MsgspecError, UsageError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
         raise CorruptionError(file, f"the manifest is not valid: {error}") from error
     for part in manifest.parts:
         _check_coverage(part, manifest.epoch, file)

@@ -1,0 +1,151 @@
+"""Storage behaves alike wherever it is; locks exclude; secrets do not show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from statestore.errors import ConfigError, UnavailableError, UsageError
+from statestore.io import FolderLock, LocalStorage, MemoryStorage, checked_name, open_storage, redacted
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def time(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture(params=["local", "memory", "fsspec"])
+def storage(request, tmp_path):
+    match request.param:
+        case "local":
+            return LocalStorage(tmp_path / "root")
+        case "memory":
+            return MemoryStorage("mem")
+        case "fsspec":
+            return open_storage(f"memory://{uuid.uuid4().hex}/root")
+
+
+def test_objects(storage):
+    assert (storage.list(), storage.exists("a")) == ([], False)
+    storage.write("folder/a", b"0123456789")
+    storage.write("folder/b", b"")
+    storage.write("c", b"x")
+    assert storage.list() == ["c", "folder/a", "folder/b"]
+    assert storage.list("folder") == ["folder/a", "folder/b"]
+    assert storage.read("folder/a") == b"0123456789"
+    assert storage.read("folder/a", 3, 4) == b"3456"
+    assert storage.read("folder/a", 8, 100) == b"89"
+    assert storage.read("folder/a", 4) == b"456789"
+    assert [storage.size(name) for name in ("folder/a", "folder/b")] == [10, 0]
+    storage.write("folder/a", b"new")
+    assert storage.read("folder/a") == b"new"
+    storage.delete("folder/a")
+    storage.delete("folder/a")
+    assert storage.list() == ["c", "folder/b"]
+    for missing in (storage.read, storage.size):
+        with pytest.raises(FileNotFoundError):
+            missing("folder/a")
+
+
+def test_create_is_exclusive(storage):
+    storage.create("x", b"1")
+    with pytest.raises(FileExistsError):
+        storage.create("x", b"2")
+    assert storage.read("x") == b"1"
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_of_many_creators_one_wins(tmp_path, kind):
+    storage = LocalStorage(tmp_path) if kind == "local" else MemoryStorage("mem")
+
+    def create(number):
+        try:
+            storage.create(f"x-{number % 20}", b"%d" % number)
+        except FileExistsError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(create, range(200))) == 20
+
+
+def test_a_local_object_is_never_seen_half_written(tmp_path):
+    storage, sizes = LocalStorage(tmp_path), {1000, 200_000}
+    storage.write("x", b"a" * 1000)
+
+    def write(number):
+        storage.write("x", b"b" * (200_000 if number % 2 else 1000))
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write, number) for number in range(50)]
+        while not all(future.done() for future in writing):
+            assert len(storage.read("x")) in sizes
+    assert storage.list() == ["x"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", ".", "a//b", "a/./b", "a\0b"])
+def test_names_never_leave_the_folder(storage, name):
+    for work in (checked_name, storage.read, storage.delete, lambda name: storage.write(name, b"")):
+        with pytest.raises(UsageError):
+            work(name)
+
+
+def test_places_that_can_not_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match="file"):
+        LocalStorage(tmp_path / "file" / "folder").write("x", b"")
+    with pytest.raises(ConfigError, match="nonsense"):
+        open_storage("nonsense://place")
+
+
+def test_a_lock_excludes(tmp_path):
+    lock = FolderLock(tmp_path, Clock())
+    clock = Clock()
+    with pytest.raises(UnavailableError, match=str(tmp_path)):
+        FolderLock(tmp_path, clock, wait_seconds=3)
+    assert clock.now >= 3
+    lock.release()
+    FolderLock(tmp_path, Clock(), wait_seconds=0).release()
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    program = (
+        "import sys\nfrom statestore.clock import SystemClock\nfrom statestore.io import FolderLock\n"
+        "lock = FolderLock(sys.argv[1], SystemClock())\nprint('held', flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UnavailableError, match=str(holder.pid)):
+            FolderLock(tmp_path, Clock(), wait_seconds=0)
+        holder.kill()
+        holder.wait()
+        FolderLock(tmp_path, Clock(), wait_seconds=0).release()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:canary@host:1/0", "redis://:***@host:1/0"),
+        ("redis://user:canary@host/0", "redis://user:***@host/0"),
+        ("s3://bucket/x?secret=canary", "s3://bucket/x"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("/local/path", "/local/path"),
+    ],
+)
+def test_redacted(url, shown):
+    assert redacted(url) == shown
