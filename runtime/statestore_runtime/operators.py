@@ -6,6 +6,7 @@ A batch belongs to nobody: no operator changes one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class SourceOperator(Operator):
         self.source = source
 
 
-class FunctionOperator(Operator):
+class FunctionOperator(Operator, ABC):
     """Stateless: one comprehension over the batch."""
 
     def __init__(self, uid: str, function: Callable[[Any], Any]):
@@ -66,8 +67,9 @@ class FunctionOperator(Operator):
         self.emit(made)
 
     @staticmethod
+    @abstractmethod
     def _apply(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
-        raise NotImplementedError
+        """What the function makes of a batch."""
 
 
 class MapOperator(FunctionOperator):
@@ -114,7 +116,7 @@ class KeyByOperator(Operator):
             consumer.push_keyed(keys, batch)
 
 
-class KeyedOperator(Operator):
+class KeyedOperator(Operator, ABC):
     """Base of the operators with state."""
 
     scope: KeyedState
@@ -141,8 +143,9 @@ class KeyedOperator(Operator):
             raise UserCodeError.of(self.uid, error) from error
         self.emit(made)
 
+    @abstractmethod
     def _process(self, keys: Sequence[Any], batch: list[Any]) -> list[Any]:
-        raise NotImplementedError
+        """What the operator makes of a batch."""
 
 
 class ProcessOperator(KeyedOperator):

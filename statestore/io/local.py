@@ -1,0 +1,213 @@
+"""Files of the local disk, and the lock of a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from statestore.clock import Clock
+from statestore.errors import ClosedError, UnavailableError
+from statestore.io.base import Appender, AppendStorage, checked_name, unavailable
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalAppender:
+    """Appender on a local file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: Any = path.open("xb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Append `data` with as few system calls as it takes."""
+        if self._file is None:
+            raise ClosedError(f"{self._path} is closed")
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise unavailable(str(self._path), error) from error
+
+    def sync(self) -> None:
+        """Flush the file's data to the disk."""
+        if self._file is None:
+            raise ClosedError(f"{self._path} is closed")
+        try:
+            os.fdatasync(self._file.fileno()) if hasattr(os, "fdatasync") else os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unavailable(str(self._path), error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class LocalStorage(AppendStorage):
+    """A folder of the local file system, with every file and folder entry synced."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root).absolute()
+        self.url = str(self.root)
+        try:
+            self._make_folder(self.root)
+        except OSError as error:
+            raise unavailable(self.url, error) from error
+
+    def _path(self, name: str) -> Path:
+        return self.root / checked_name(name)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create `folder` and its missing parents, each durable in its own parent."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        sync_folder(folder.parent)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read from the file."""
+        with self._path(name).open("rb", buffering=0) as file:
+            if start:
+                file.seek(start)
+            if length is None:
+                return file.read()
+            data = file.read(length)
+            while len(data) < length and (more := file.read(length - len(data))):
+                data += more
+            return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a temporary file, sync it, rename it over `name`, sync the folder."""
+        self._place(name, data, lambda temporary, path: temporary.replace(path))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a temporary file, sync it, hard-link it as `name` (which fails when that exists), sync the folder."""
+        self._place(name, data, lambda temporary, path: path.hardlink_to(temporary))
+
+    def _place(self, name: str, data: bytes, publish: Callable[[Path, Path], object]) -> None:
+        path = self._path(name)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
+        try:
+            self._make_folder(path.parent)
+            try:
+                file = LocalAppender(temporary)
+                try:
+                    file.write(data)
+                    file.sync()
+                finally:
+                    file.close()
+                publish(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        except (FileExistsError, UnavailableError):
+            raise
+        except OSError as error:
+            raise unavailable(str(path), error) from error
+
+    def delete(self, name: str) -> None:
+        """Unlink the file and sync its folder."""
+        path = self._path(name)
+        try:
+            path.unlink()
+            sync_folder(path.parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise unavailable(str(path), error) from error
+
+    def size(self, name: str) -> int:
+        """Size from the file system."""
+        return self._path(name).stat().st_size
+
+    def list(self, folder: str = "") -> list[str]:
+        """Walk the folder; temporary files are left out, symbolic links not followed."""
+        names = []
+        for base, _, files in os.walk(self.root / folder):
+            relative = Path(base).relative_to(self.root)
+            names += [(relative / file).as_posix() for file in files if not file.startswith(TEMPORARY_PREFIX)]
+        return sorted(names)
+
+    def appender(self, name: str) -> Appender:
+        """Create the file, sync its folder, append."""
+        path = self._path(name)
+        try:
+            self._make_folder(path.parent)
+            appender = LocalAppender(path)
+            sync_folder(path.parent)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise unavailable(str(path), error) from error
+        return appender
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut the file and sync it."""
+        path = self._path(name)
+        try:
+            with path.open("r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unavailable(str(path), error) from error
+
+
+class FolderLock:
+    """Exclusive use of a local folder by one process, held until `release` or the process's end.
+
+    Raises
+    ------
+    UnavailableError
+        Another process still holds it after `wait_seconds`; names its process id.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], clock: Clock, *, wait_seconds: float = 10.0):
+        path = Path(folder) / "lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise unavailable(str(folder), error) from error
+        deadline = clock.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if clock.monotonic() >= deadline:
+                    holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
+                    os.close(self._descriptor)
+                    hint = "stop that process, or give this one another state.dir"
+                    raise UnavailableError(
+                        "state folder", str(folder), f"process {holder} uses it", hint=hint
+                    ) from error
+                clock.sleep(0.05)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        """Let others in; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
