@@ -191,7 +191,9 @@ class CheckpointStorage:
         Raises
         ------
         FencedError
-            Another attempt has taken over.
+            A newer attempt has taken over.
+        UnavailableError
+            An older attempt has completed this number, after this one had looked for the newest: what was done since does not continue it.
         FileExistsError
             This attempt has completed this number before, though that was reported as a failure.
         """
@@ -201,9 +203,12 @@ class CheckpointStorage:
             self.storage.create(name, data)
         except FileExistsError:
             existing = self.load(manifest.checkpoint_id)
-            if existing.attempt != manifest.attempt:
-                place = self.path_of(manifest.checkpoint_id)
+            place = self.path_of(manifest.checkpoint_id)
+            if existing.attempt > manifest.attempt:
                 raise FencedError(place, manifest.attempt, existing.attempt) from None
+            if existing.attempt < manifest.attempt:
+                reason = f"attempt {existing.attempt} completed it when attempt {manifest.attempt} had begun already"
+                raise UnavailableError("checkpoint", place, reason, hint="start again from it") from None
             if self.storage.read(name) != data:
                 raise
         crashpoints.reach("checkpoint.manifest-written")

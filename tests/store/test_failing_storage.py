@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from statestore import FencedError, UnavailableError
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.io import LocalStorage
 from tests.store.stores import content, handles
 
@@ -66,6 +67,28 @@ def test_old_checkpoints_that_can_not_be_removed_wait(stores, monkeypatch, caplo
     assert store.checkpoints.retained() == [1, 2]
     store.checkpoint()
     assert store.checkpoints.retained() == [3]
+
+
+def test_a_checkpoint_of_the_attempt_before_that_comes_late(stores, tmp_path, monkeypatch):
+    """It had looked for a newer attempt just before there was one: then its checkpoint stands, and the newer one begins again."""
+    old = stores.open("memory", "none")
+    fill(old, 1)
+    old.checkpoint({"position": 1})
+    fill(old, 2)
+    pending = old.begin_checkpoint({"position": 2})
+    elsewhere = f"state.dir={tmp_path / 'another'}"
+    new = stores.open("memory", "latest", elsewhere)
+    assert new.restored.meta == {"position": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStorage, "check_owner", lambda storage, attempt: None)
+        pending.finish()
+    fill(new, 3)
+    with pytest.raises(UnavailableError, match="start again from it"):
+        new.checkpoint({"position": 3})
+    stores.crash(new)
+    again = stores.open("memory", "latest", elsewhere)
+    assert again.restored.meta == {"position": 2}
+    assert again.checkpoint({"position": 3}).checkpoint_id == 3
 
 
 def test_another_attempts_checkpoint_is_not_ours(stores, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from statestore.checkpoint.manifest import DeltaEntry, Manifest, Part, decode_manifest, encode_manifest
 from statestore.checkpoint.storage import CheckpointStorage
-from statestore.errors import CheckpointNotFoundError, CorruptionError, FencedError, UsageError
+from statestore.errors import CheckpointNotFoundError, CorruptionError, FencedError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
 
 
@@ -100,13 +100,15 @@ def test_an_older_attempt_completes_nothing(checkpoints):
 
 
 def test_of_two_writers_of_a_number_one_wins(checkpoints):
-    checkpoints.complete(manifest(1, attempt=1))
+    checkpoints.complete(manifest(1, attempt=2))
     with pytest.raises(FencedError):
-        checkpoints.complete(manifest(1, attempt=2))
+        checkpoints.complete(manifest(1, attempt=1))
+    with pytest.raises(UnavailableError, match="attempt 2 completed it when attempt 3 had begun"):
+        checkpoints.complete(manifest(1, attempt=3))
     with pytest.raises(FileExistsError):
-        checkpoints.complete(msgspec.structs.replace(manifest(1, attempt=1), created=2.5))
-    checkpoints.complete(manifest(1, attempt=1))  # the same again: a repetition
-    assert checkpoints.load(1) == manifest(1, attempt=1)
+        checkpoints.complete(msgspec.structs.replace(manifest(1, attempt=2), created=2.5))
+    checkpoints.complete(manifest(1, attempt=2))  # the same again: a repetition
+    assert checkpoints.load(1) == manifest(1, attempt=2)
 
 
 @pytest.mark.parametrize(
