@@ -560,7 +560,7 @@ def test_zstandard_files_of_several_frames(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-@pytest.mark.parametrize("line", ["[1,\n2]\n", "1 2\n", "[" * 5000 + "]" * 5000 + "\n"])
+@pytest.mark.parametrize("line", ["[1,\n2]\n", "1 2\n", "[" * 100_000 + "]" * 100_000 + "\n"])
 def test_a_value_is_a_line_however_batches_are_cut(tmp_path, batch_size, line):
     context = SourceContext("skip")
     path = file(tmp_path / "a.jsonl", f"0\n{line}3\n")
