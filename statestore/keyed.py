@@ -159,6 +159,11 @@ class KeyedState:
 
     # What handles read through
 
+    @property
+    def holds_entries(self) -> bool:
+        """Whether anything has ever been committed."""
+        return self._store.holds_entries
+
     def read(self, entry_key: bytes) -> bytes | None:
         """Committed value of one entry."""
         return self._store.read_many([entry_key])[0]

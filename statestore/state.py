@@ -181,6 +181,9 @@ class SingleState(State[T]):
             for key in missing & old.keys():
                 young[key] = old.pop(key)
             missing.difference_update(young)
+        if not self._scope.holds_entries:
+            young.update(dict.fromkeys(missing, ABSENT))
+            return
         encode, entry_key = self._scope.encode_key, self._keys.of
         wanted = list(missing)
         for key, stored in zip(wanted, self._scope.read_many([entry_key(encode(key)) for key in wanted]), strict=True):

@@ -98,6 +98,8 @@ class StateStore:
         self._states: dict[str, StateDescriptor] = {}
         self._states_changed = False
         self._epoch = Epoch(0)
+        self.holds_entries = False
+        """Whether anything has ever been committed; until then there is no need to look for it."""
         self._meta: dict[str, Any] = {}
         self._scopes: list[KeyedState] = []
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="statestore-apply")
@@ -125,7 +127,7 @@ class StateStore:
         self._begin(recovered)
 
     def _begin(self, recovered: Recovered) -> None:
-        self._epoch, self._meta = recovered.epoch, recovered.meta
+        self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
         self._states = {state.name: state for state in recovered.states}
         checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
         if recovered.epoch:
@@ -305,6 +307,7 @@ class StateStore:
         self.metrics.wal_bytes += size
         self._epoch, self._meta, self._states_changed = epoch, meta, False
         self._pending.add(batch, epoch, size)
+        self.holds_entries = self.holds_entries or bool(batch.entries)
 
     # Applying
 

@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import threading
@@ -77,7 +76,7 @@ def run_job(
         SIGTERM came; as after an error.
     """
     execution = _Execution(job, config, emit, clock or SystemClock())
-    with _fewer_collections(), _stop_on_sigterm(execution), ExitStack() as cleanup:
+    with _stop_on_sigterm(execution), ExitStack() as cleanup:
         execution.open(cleanup, restore, run)
         execution.process()
         return execution.finish()
@@ -423,17 +422,6 @@ def _in_thread(function: Callable[[], CheckpointInfo]) -> Future[CheckpointInfo]
 
     threading.Thread(target=run, name="statestore-checkpoint", daemon=True).start()
     return future
-
-
-@contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Let the garbage collector look rarely: it walks the whole cache each time, and the cache has no cycles."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(max(thresholds[0], 50_000), 50, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 @contextmanager

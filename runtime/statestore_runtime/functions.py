@@ -80,18 +80,17 @@ class RuntimeContext:
 
 
 class KeyContext(Generic[K]):
-    """What a function is given with each event; the same object every time."""
+    """What a function is given with each event; the same object every time.
 
-    __slots__ = ("_scope",)
+    Attributes
+    ----------
+    key
+        The event's key, which all state handles work on.
+    """
 
-    def __init__(self, scope: KeyedState):
-        self._scope = scope
+    __slots__ = ("key",)
 
-    @property
-    def key(self) -> K:
-        """The event's key, which all state handles work on."""
-        key: K = self._scope.key
-        return key
+    key: K
 
 
 class KeyedProcessFunction(ABC, Generic[K, E, R]):

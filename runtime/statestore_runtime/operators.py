@@ -158,7 +158,7 @@ class ProcessOperator(KeyedOperator):
     def open(self, store: StateStore) -> None:
         """Open the function."""
         super().open(store)
-        self._context: KeyContext[Any] = KeyContext(self.scope)
+        self._context: KeyContext[Any] = KeyContext()
         try:
             self.function.open(RuntimeContext(store.job, self.uid, store.attempt, self.scope))
         except StateStoreError:
@@ -175,7 +175,7 @@ class ProcessOperator(KeyedOperator):
         made: list[Any] = []
         extend, process, scope, context = made.extend, self.function.process, self.scope, self._context
         for key, event in zip(keys, batch, strict=True):
-            scope.key = key
+            scope.key = context.key = key
             result = process(event, context)
             if result is not None:
                 extend(result)

@@ -11,13 +11,14 @@ import time
 import pytest
 
 from statestore import crashpoints
+from statestore_runtime.sources.memory import DEFAULT_BATCH_SIZE
 from tests.command import ROOT, command, environment, settings, statestore
 from tests.conftest import BACKENDS
 from tests.crash import flights
 
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 ALL_FLIGHTS = 336_776
-BATCHES = ALL_FLIGHTS // 4096
+BATCHES = ALL_FLIGHTS // DEFAULT_BATCH_SIZE
 KILLS = 10
 
 # Small enough that bases, applying and collecting all happen within a run.
@@ -86,7 +87,7 @@ def test_killed_at_a_crash_point(tmp_path, places, some_flights, backend, point)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("point", RECOVERY_POINTS)
 def test_killed_while_it_recovers(tmp_path, places, some_flights, backend, point):
-    token, variables = armed(tmp_path, "job.batch#11")
+    token, variables = armed(tmp_path, "job.batch#170")
     ended = run(places, backend, "-D", "restart.type=none", cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
     assert (ended.code, token.exists()) == (11, False), ended.err
     token, variables = armed(tmp_path, f"{point}#1")

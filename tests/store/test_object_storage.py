@@ -86,7 +86,7 @@ def test_the_flights_with_everything_on_s3(tmp_path, s3_url):
         ]
     )
     job = f"{ROOT / 'examples' / 'flights.py'}:job"
-    crash = {"STATESTORE_CRASH_POINT": "job.batch#9", "STATESTORE_CRASH_TOKEN": token}
+    crash = {"STATESTORE_CRASH_POINT": "job.batch#150", "STATESTORE_CRASH_TOKEN": token}
     assert statestore("run", job, *options, cwd=tmp_path, FLIGHTS_CSV=source, **crash).code == 11
     (tmp_path / ".statestore").rename(tmp_path / "lost")
     ended = statestore("run", job, *options, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=source)

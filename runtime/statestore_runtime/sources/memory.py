@@ -9,7 +9,8 @@ from typing import Any
 from statestore.errors import UsageError
 from statestore_runtime.sources.base import Source, SourceContext
 
-DEFAULT_BATCH_SIZE = 4096
+DEFAULT_BATCH_SIZE = 256
+"""A batch, with all that is made of it, should stay in the processor's cache: more costs a fifth of the speed."""
 
 
 def checked_batch_size(batch_size: int) -> int:
