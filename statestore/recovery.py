@@ -166,9 +166,8 @@ class Recovery:
         elif self._log.sealed:
             self._log.keep_to(manifest.part.log_sequence)
         recovered = self._restore_checkpoint(manifest, checkpoints)
-        if (
-            checkpoints is not self._checkpoints
-        ):  # its files can't be referred to from here: begin with a base of our own
+        if checkpoints is not self._checkpoints:
+            # Its files can't be referred to from here: the next checkpoint begins with a base of our own.
             recovered.base, recovered.deltas = None, []
         return recovered
 
