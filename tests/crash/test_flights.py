@@ -20,6 +20,7 @@ JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 ALL_FLIGHTS = 336_776
 BATCHES = ALL_FLIGHTS // DEFAULT_BATCH_SIZE
 KILLS = 10
+ROUNDS = 1 + int(os.environ.get("SOAK_EXAMPLES", "0")) // 100  # `make soak` has many more
 
 # Small enough that bases, applying and collecting all happen within a run.
 BUSY = [
@@ -98,9 +99,10 @@ def test_killed_while_it_recovers(tmp_path, places, some_flights, backend, point
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_everything_killed_again_and_again(tmp_path, places, backend):
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_everything_killed_again_and_again(tmp_path, places, backend, seed):
     """Command and worker together, by the clock, as a machine goes down; each time the user starts it again."""
-    delays = random.Random(backend)
+    delays = random.Random(f"{backend}-{seed}")
     arguments = ["run", JOB, *settings(places.overrides(backend) + BUSY)]
     restore, killed = [], 0
     for _ in range(6):
