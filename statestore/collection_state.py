@@ -142,9 +142,12 @@ class ListState(State[T]):
             if expected is not None and not isinstance(item, expected):
                 raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(item).__name__}: {item!r}")
         try:
-            return NO_EXPIRY + _pack(items)
-        except (TypeError, OverflowError, ValueError) as error:
+            data = _pack(items)
+            if any(item.__class__ is not expected for item in items):
+                self._unpack_chunk(data)  # as for single values
+        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(f"an element of state '{self.name}' can't be encoded: {error}") from error
+        return NO_EXPIRY + data
 
 
 class _CachedMap:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from statestore.backend import BackendContext, backend_class
 from statestore.checkpoint.storage import CheckpointStorage, checked_job_name
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
-from statestore.errors import UsageError
+from statestore.errors import FencedError, UsageError
 from statestore.io import AppendStorage, FolderLock, LocalStorage, MemoryStorage, Storage, open_storage, redacted
 from statestore.keys import MAX_PARALLELISM_LIMIT
 from statestore.store import StateStore, StoreSettings
@@ -143,17 +144,24 @@ def open_store(
     lock = FolderLock(root, clock) if root is not None else None
     try:
         checkpoints = CheckpointStorage(_checkpoint_storage(config), job)
-        attempt = checkpoints.claim_attempt()
         folder = str(Path(root, config.state.backend)) if root is not None else None
         options = config.state.backends.get(config.state.backend, {})
+        attempt = checkpoints.claim_attempt()
         context = BackendContext(job, folder, config.state.max_parallelism, attempt, options)
-        backend = backend_type.open(context)
+        try:
+            backend = backend_type.open(context)
+        except FencedError as error:
+            if error.owner is None or checkpoints.has_attempt(error.owner):
+                raise
+            # Its owner was counted elsewhere: the checkpoints were removed, or lie in another place. `restore` decides about the state.
+            attempt = checkpoints.claim_attempt(above=error.owner)
+            backend = backend_type.open(replace(context, attempt=attempt))
         log_storage: AppendStorage = MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
         store = StateStore(
             job=job,
             backend=backend,
             backend_name=config.state.backend,
-            log=Log(log_storage, job),
+            log=Log(log_storage, job, config.state.max_parallelism),
             checkpoints=checkpoints,
             attempt=attempt,
             max_parallelism=config.state.max_parallelism,

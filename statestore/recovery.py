@@ -24,7 +24,13 @@ from statestore import crashpoints
 from statestore.backend import Backend
 from statestore.checkpoint.manifest import BaseEntry, DeltaEntry, Manifest
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
-from statestore.errors import CheckpointNotFoundError, CorruptionError, IncompatibleStateError, UsageError
+from statestore.errors import (
+    CheckpointNotFoundError,
+    CorruptionError,
+    IncompatibleStateError,
+    UnavailableError,
+    UsageError,
+)
 from statestore.io import MemoryStorage
 from statestore.segment import SegmentReader
 from statestore.stamp import STAMP_KEY, decode_stamp, encode_stamp
@@ -36,6 +42,7 @@ from statestore.wal.record import StateDescriptor
 logger = logging.getLogger("statestore.recovery")
 
 ENTRIES_PER_APPLY = 200_000
+BYTES_PER_APPLY = 32 << 20
 NOTHING = Epoch(0)
 
 
@@ -51,6 +58,10 @@ class Recovered:
     deltas: list[DeltaEntry] = field(default_factory=list)
     log_sequence: int = 0
     log_sha256: str = ""
+    is_foreign: bool = False
+    """Whether the checkpoint lies elsewhere, and so can't be restored again from here."""
+    finished_meta: dict[str, Any] = field(default_factory=dict)
+    """Of the final checkpoint of the run before, when this one starts afresh after it."""
     uploaded_sequence: int = 0
     """Log segments up to this one are in checkpoint storage."""
 
@@ -104,12 +115,12 @@ class Recovery:
         if self._restore not in (None, "latest", "none"):
             return self._from_path(self._restore)
         if self._restore == "none":
-            return self._empty()
+            return self._empty(newest)
         self._read_log(may_be_lost=not self._tail_counts)
         if self._restore is None:
             self._refuse_to_guess(newest)
             if newest is not None and not self._tail_counts:
-                return self._empty()
+                return self._empty(newest)
         if newest is not None or self._checkpoints.latest() is not None:
             return self._from_newest(log_was_read=True)
         if self._tail_counts and self._log.sealed:
@@ -122,6 +133,11 @@ class Recovery:
 
     def _refuse_to_guess(self, newest: Manifest | None) -> None:
         if newest is None:
+            if self._backend.durable and not self._log.sealed and (epoch := self._backend.applied_epoch()):
+                raise UsageError(
+                    f"the backend holds state (epoch {epoch}) of '{self._checkpoints.job}' that neither the local log nor a checkpoint at "
+                    f"{self._checkpoints.url} knows of: open it where it was made, or start over with restore 'none' (--restore none)"
+                )
             return
         place = self._checkpoints.path_of(newest.checkpoint_id)
         if not self._tail_counts and newest.kind != "final":
@@ -160,7 +176,12 @@ class Recovery:
     def _from_path(self, path: str) -> Recovered:
         checkpoints, number = locate_checkpoint(path, self._checkpoints)
         manifest = checkpoints.load(number)
-        self._read_log(may_be_lost=True)
+        self._check_restorable(manifest, checkpoints)  # before anything that is there is given up for it
+        try:
+            self._read_log(may_be_lost=True)
+        except IncompatibleStateError as error:
+            logger.warning("the local log is given up for %s: %s", path, error)
+            self._log.reset()
         if checkpoints is not self._checkpoints:
             self._log.reset()
         elif self._log.sealed:
@@ -168,7 +189,7 @@ class Recovery:
         recovered = self._restore_checkpoint(manifest, checkpoints)
         if checkpoints is not self._checkpoints:
             # Its files can't be referred to from here: the next checkpoint begins with a base of our own.
-            recovered.base, recovered.deltas = None, []
+            recovered.base, recovered.deltas, recovered.is_foreign = None, [], True
         return recovered
 
     def _from_newest(self, *, log_was_read: bool = False) -> Recovered:
@@ -200,10 +221,10 @@ class Recovery:
 
     # Restoring
 
-    def _empty(self) -> Recovered:
+    def _empty(self, newest: Manifest | None = None) -> Recovered:
         self._log.reset()
         self._backend.clear(self._all_groups)
-        return Recovered()
+        return Recovered(finished_meta=newest.meta if newest is not None and newest.kind == "final" else {})
 
     def _from_log_alone(self) -> Recovered:
         last = self._log.sealed[-1].last_epoch
@@ -221,12 +242,28 @@ class Recovery:
         self._note_log(Epoch(0), recovered)
         return recovered
 
-    def _restore_checkpoint(self, manifest: Manifest, checkpoints: CheckpointStorage) -> Recovered:
+    def _check_restorable(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
+        """Raise when a checkpoint does not fit, or lacks a file."""
+        self._check_parallelism(manifest, checkpoints)
+        for entry in manifest.files():
+            name = checkpoints.object_name(entry.path)
+            try:
+                size = checkpoints.storage.size(name)
+            except FileNotFoundError:
+                raise CorruptionError(f"{checkpoints.storage.url}/{name}", "the file is missing") from None
+            if size != entry.size:
+                problem = f"it has {size} bytes instead of {entry.size}"
+                raise CorruptionError(f"{checkpoints.storage.url}/{name}", problem)
+
+    def _check_parallelism(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
         if manifest.max_parallelism != len(self._all_groups):
             raise IncompatibleStateError(
                 f"checkpoint {checkpoints.path_of(manifest.checkpoint_id)} has max parallelism {manifest.max_parallelism}, "
                 f"the configuration says {len(self._all_groups)}: set state.max-parallelism = {manifest.max_parallelism}"
             )
+
+    def _restore_checkpoint(self, manifest: Manifest, checkpoints: CheckpointStorage) -> Recovered:
+        self._check_parallelism(manifest, checkpoints)
         part = manifest.part
         recovered = Recovered(
             epoch=manifest.epoch,
@@ -271,8 +308,14 @@ class Recovery:
         if not self._backend.durable:
             return False
         marker = self._backend.applied_epoch()
-        (stored,) = self._backend.get_many([STAMP_KEY])
-        if marker == 0 or marker > last_epoch or stored is None:
+        if marker == 0 or marker > last_epoch:
+            return False
+        try:
+            (stored,) = self._backend.get_many([STAMP_KEY])
+        except (UnavailableError, CorruptionError) as error:
+            logger.error("the backend's state is not used: %s", error)
+            return False
+        if stored is None:
             return False
         stamp = decode_stamp(stored)
         return stamp.epoch == marker and any(
@@ -308,11 +351,13 @@ class Recovery:
 
     def _apply_in_pieces(self, items: Iterable[tuple[bytes, bytes | None]]) -> None:
         batch: dict[bytes, bytes | None] = {}
+        size = 0
         for key, value in items:
             batch[key] = value
-            if len(batch) >= ENTRIES_PER_APPLY:
+            size += len(key) + len(value or b"")
+            if len(batch) >= ENTRIES_PER_APPLY or size >= BYTES_PER_APPLY:
                 self._backend.apply(batch, Epoch(0))
-                batch = {}
+                batch, size = {}, 0
         if batch:
             self._backend.apply(batch, Epoch(0))
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import msgspec
+
 from statestore.codecs import Codec, fresh_value
 from statestore.errors import CorruptionError, UsageError
 from statestore.keys import EntryKeys
@@ -139,11 +141,15 @@ class State(Generic[T]):
         if expected is not None and not isinstance(value, expected):
             raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(value).__name__}: {value!r}")
         try:
-            return NO_EXPIRY + self._codec.encode(value)
-        except (TypeError, OverflowError, ValueError) as error:
+            data = self._codec.encode(value)
+            if value.__class__ is not expected:
+                # True passes for an int, and list[int] can't be asked: what could not be read again must not be written.
+                self._codec.decode(data)
+        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(
                 f"a value of state '{self.name}' can't be encoded as {self._codec.name}: {error}"
             ) from error
+        return NO_EXPIRY + data
 
 
 class SingleState(State[T]):

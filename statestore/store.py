@@ -48,6 +48,8 @@ class Restored:
     """The checkpoint it was restored from, None when local state alone was enough."""
     meta: dict[str, Any]
     """What was given to the last commit."""
+    is_newest: bool = True
+    """Whether "latest" means just this, until there is another checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class StateStore:
         self.job, self.backend_name, self.attempt, self.max_parallelism = job, backend_name, attempt, max_parallelism
         self.checkpoints, self.metrics, self.place = checkpoints, StoreMetrics(clock), place
         self.restored: Restored | None = None
+        self.finished_meta: dict[str, Any] = {}
+        """Meta of the final checkpoint of the run before, when this one starts afresh after it."""
         self._backend, self._log, self._clock, self._settings = backend, log, clock, settings
         self._lock, self._auto_complete, self._run = lock, auto_complete, run
         self._pending = Pending()
@@ -125,13 +129,17 @@ class StateStore:
                 tail_counts=self._auto_complete,
             ).run()
         self._begin(recovered)
+        if recovered.is_foreign and self._auto_complete:
+            self.checkpoint()  # what is committed from here on builds on state that must be found again from here
 
     def _begin(self, recovered: Recovered) -> None:
         self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
         self._states = {state.name: state for state in recovered.states}
+        self.finished_meta = recovered.finished_meta
         checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
         if recovered.epoch:
-            self.restored = Restored(recovered.epoch, checkpoint_id, recovered.meta)
+            is_newest = checkpoint_id == self.checkpoints.latest() and not recovered.is_foreign
+            self.restored = Restored(recovered.epoch, checkpoint_id, recovered.meta, is_newest)
         if recovered.checkpoint:
             self.metrics.state_bytes = recovered.checkpoint.total_bytes
         self._log.begin(
@@ -277,7 +285,7 @@ class StateStore:
         UsageError
             A value can't be encoded as its state's type.
         UnavailableError
-            The log could not be written; nothing of this epoch counts.
+            The log could not be written. Whether the epoch counts is unknown until the store is opened again: `restored.meta` tells.
         ClosedError
             The store is closed, or a commit failed before.
         """
@@ -400,11 +408,6 @@ class StateStore:
     def abort(self, pending: PendingCheckpoint) -> bool:
         """Give a pending checkpoint up: it will never complete. False when it is completing already, so wait for it instead."""
         return pending.cancel()
-
-    @property
-    def newest_checkpoint_id(self) -> CheckpointId:
-        """Number of the newest checkpoint, which "latest" stands for; 0 when there is none."""
-        return self._chain.newest_id
 
     # The rest
 

@@ -60,6 +60,8 @@ class _SegmentEntry(msgspec.Struct, frozen=True):
 class _Manifest(msgspec.Struct, frozen=True):
     format: int
     attempt: Attempt
+    opening: str
+    """Tells openings with the same attempt apart, as those whose checkpoints lie in different places: the later one owns the state."""
     epoch: Epoch
     segments: list[_SegmentEntry]
 
@@ -113,7 +115,7 @@ class FilesystemBackend(Backend):
 
     def _read_manifest(self) -> _Manifest:
         """The manifest; an empty one where there is none or a damaged one, which is kept aside."""
-        empty = _Manifest(FORMAT, Attempt(0), Epoch(0), [])
+        empty = _Manifest(FORMAT, Attempt(0), "", Epoch(0), [])
         try:
             data = self._storage.read(MANIFEST)
         except FileNotFoundError:
@@ -136,10 +138,11 @@ class FilesystemBackend(Backend):
     ) -> None:
         """Commit a change; then what the old manifest named and the new does not is garbage."""
         if own_already:
-            owner = self._read_manifest().attempt
-            if owner > self._attempt:
-                raise FencedError(self._storage.url, self._attempt, owner)
-        body = msgspec.msgpack.encode(_Manifest(FORMAT, self._attempt, epoch, [entry for entry, _ in segments]))
+            found = self._read_manifest()
+            if found.attempt > self._attempt or (found.attempt == self._attempt and found.opening != self._opening):
+                raise FencedError(self._storage.url, self._attempt, found.attempt)
+        entries = [entry for entry, _ in segments]
+        body = msgspec.msgpack.encode(_Manifest(FORMAT, self._attempt, self._opening, epoch, entries))
         self._storage.write(MANIFEST, _crc.pack(google_crc32c.value(body)) + body)
         with self._lock:
             named = {entry.name for entry, _ in segments}
@@ -223,8 +226,16 @@ class FilesystemBackend(Backend):
         if batch:
             segments += self._store(sorted(batch.items()))
         self._write_manifest(segments, epoch)
-        while len(self._segments) > self._options.segments_max:
+        while len(self._segments) > self._segments_allowed():
+            before = len(self._segments)
             self._merge_some()
+            if len(self._segments) >= before:
+                break
+
+    def _segments_allowed(self) -> int:
+        """A large state is many segments however it is merged."""
+        total = sum(entry.size for entry, _ in self._segments)
+        return self._options.segments_max + 2 * (total // SEGMENT_TARGET_BYTES)
 
     def _store(self, entries: Iterable[tuple[bytes, bytes | None]]) -> list[tuple[_SegmentEntry, SegmentReader | None]]:
         """Write entries in key order as one or, when they are many, several segments."""

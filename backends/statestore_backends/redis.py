@@ -3,8 +3,10 @@
 Layout, for job J and key group G (the braces make a cluster keep a group's keys together):
 
     statestore:{J:G}     hash   entry key -> value
-    statestore:{J:G}:m   hash   epoch, owner: this group's marker, and the attempt that may write it
+    statestore:{J:G}:m   hash   epoch, owner, opening: this group's marker, the attempt that may write it, and which opening of it
     statestore:{J:G}:s   sorted set of the entry keys that have a sub-key, so that one collection can be read in order
+
+Attempts are counted where the checkpoints are, so two places may count alike: then the later opening owns the state.
 
 A batch is one MULTI/EXEC of one script a group. Every script compares the owner before it writes, and an opening claims all groups at
 once, so an older attempt can write none of them. The applied epoch is the least of all groups' markers, and 0 when one is missing: a data
@@ -16,6 +18,7 @@ backend left it ends the job before anything read can count. Started again, it r
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,22 +37,25 @@ from statestore.units import Duration
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 KEYS_PER_READ = 2000
 
+_MARKER = ("epoch", "owner", "opening")
+
 LOST = -1
 """A script's answer when the marker is not as this backend left it."""
 
-# ARGV: attempt, epoch, epoch before, number of (field, value) pairs, of deletions, of index arguments, and then these and what leaves the
-# index. The new epoch may be there already: then this is the repetition of a call whose answer was lost.
+# ARGV: attempt, epoch, epoch before, number of (field, value) pairs, of deletions, of index arguments, opening, and then these and what
+# leaves the index. The new epoch may be there already: then this is the repetition of a call whose answer was lost.
 # Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
 _APPLY = """
 local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
 local attempt = tonumber(ARGV[1])
 if owner > attempt then return owner end
+if owner == attempt and redis.call('HGET', KEYS[2], 'opening') ~= ARGV[7] then return owner end
 local epoch = redis.call('HGET', KEYS[2], 'epoch') or '0'
 if owner < attempt or (epoch ~= ARGV[3] and epoch ~= ARGV[2]) then return -1 end
-local pairs_end = 6 + 2 * tonumber(ARGV[4])
+local pairs_end = 7 + 2 * tonumber(ARGV[4])
 local deleted_end = pairs_end + tonumber(ARGV[5])
 local indexed_end = deleted_end + tonumber(ARGV[6])
-for i = 7, pairs_end, 1000 do
+for i = 8, pairs_end, 1000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, pairs_end)))
 end
 for i = pairs_end + 1, deleted_end, 1000 do
@@ -65,18 +71,19 @@ redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'owner', ARGV[1])
 return 0
 """
 
-# Claims a group without touching its epoch; ARGV: attempt.
+# Claims a group without touching its epoch; ARGV: attempt, opening.
 _CLAIM = """
 local owner = tonumber(redis.call('HGET', KEYS[1], 'owner') or '0')
 if owner > tonumber(ARGV[1]) then return owner end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'opening', ARGV[2])
 return 0
 """
 
 _CLEAR = """
 local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
 if owner > tonumber(ARGV[1]) then return owner end
-redis.call('HSET', KEYS[2], 'owner', ARGV[1], 'epoch', '0')
+if owner == tonumber(ARGV[1]) and redis.call('HGET', KEYS[2], 'opening') ~= ARGV[3] then return owner end
+redis.call('HSET', KEYS[2], 'owner', ARGV[1], 'opening', ARGV[3], 'epoch', '0')
 if ARGV[2] == '1' then redis.call('DEL', KEYS[1], KEYS[3]) end
 return 0
 """
@@ -113,6 +120,7 @@ class RedisBackend(Backend):
 
     def __init__(self, context: BackendContext, options: RedisOptions):
         self._attempt: Attempt = context.attempt
+        self._opening = secrets.token_hex(4)
         self._place = redacted(options.url)
         self._groups = [_Group(context.job, group) for group in range(context.max_parallelism)]
         self._client: Any = None
@@ -129,7 +137,7 @@ class RedisBackend(Backend):
         try:
             with _Translated(self._place):
                 self._refuse_eviction()
-                self._run_all(_CLAIM, [([group.marker], [self._attempt]) for group in self._groups])
+                self._run_all(_CLAIM, [([group.marker], [self._attempt, self._opening]) for group in self._groups])
                 self._epoch = self._next_epoch = self._stored_marker()
         except BaseException:
             self.close()
@@ -187,9 +195,9 @@ class RedisBackend(Backend):
 
     def _check_markers(self, markers: list[list[bytes | None]], before: Epoch) -> None:
         """Raise unless owners and epochs are those that this backend has set; `before` is the epoch before they were read."""
-        for stored_epoch, stored_owner in markers:
+        for stored_epoch, stored_owner, opening in markers:
             epoch, owner = int(stored_epoch or 0), int(stored_owner or 0)
-            if owner > self._attempt:
+            if owner > self._attempt or (owner == self._attempt and opening != self._opening.encode()):
                 raise FencedError(self._place, self._attempt, owner)
             if owner < self._attempt or not before <= epoch <= self._next_epoch:  # an apply may be under way
                 raise self._lost()
@@ -206,7 +214,7 @@ class RedisBackend(Backend):
             for group, positions in by_group.items():
                 pipeline.hmget(self._groups[group].data, [keys[position] for position in positions])
             for group in by_group:  # after the values: these were there if the marker still is
-                pipeline.hmget(self._groups[group].marker, "epoch", "owner")
+                pipeline.hmget(self._groups[group].marker, *_MARKER)
             answers = pipeline.execute()
             self._check_markers(answers[len(by_group) :], before)
             for positions, values in zip(by_group.values(), answers, strict=False):
@@ -234,7 +242,7 @@ class RedisBackend(Backend):
         calls = []
         for group in groups:
             counts = [len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
-            head: list[Any] = [self._attempt, epoch, self._epoch, *counts]
+            head: list[Any] = [self._attempt, epoch, self._epoch, *counts, self._opening]
             arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
             calls.append(([group.data, group.marker, group.index], arguments))
             group.reset()
@@ -264,7 +272,7 @@ class RedisBackend(Backend):
         before = self._epoch
         with _Translated(self._place), self._connection().pipeline(transaction=False) as pipeline:
             for number in numbers:
-                pipeline.hmget(self._groups[number].marker, "epoch", "owner")
+                pipeline.hmget(self._groups[number].marker, *_MARKER)
             self._check_markers(pipeline.execute(), before)
 
     def _collection_keys(self, start: bytes, stop: bytes) -> list[bytes]:
@@ -295,7 +303,7 @@ class RedisBackend(Backend):
         """Set all markers to 0 and delete the groups' keys, in one transaction."""
         self._connection()
         calls = [
-            ([group.data, group.marker, group.index], [self._attempt, int(number in key_groups)])
+            ([group.data, group.marker, group.index], [self._attempt, int(number in key_groups), self._opening])
             for number, group in enumerate(self._groups)
         ]
         with _Translated(self._place):

@@ -25,7 +25,7 @@ from statestore import crashpoints
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
-from statestore.errors import IncompatibleStateError, StateStoreError, UnavailableError
+from statestore.errors import CorruptionError, IncompatibleStateError, StateStoreError, UnavailableError
 from statestore.opening import open_store
 from statestore.store import StateStore
 from statestore_runtime.coordinator import CheckpointCoordinator
@@ -137,6 +137,7 @@ class _Execution:
         cleanup.callback(self._give_up_pending)
         for uid, sink in self._sinks.items():
             cleanup.callback(self._close_quietly, sink)
+            self._commit_finished(uid, sink)
             self._guarded(uid, sink.open, self._sink_context(meta.get("sinks", {}).get(uid)))
         for source in self._sources:
             cleanup.callback(self._close_quietly, source.source)
@@ -170,6 +171,15 @@ class _Execution:
                         f"(the job's {kind} are {', '.join(known) or 'none'}), or start over with --restore none"
                     )
 
+    def _commit_finished(self, uid: str, sink: Sink) -> None:
+        """The run before may have died between its final checkpoint and the commit of its last output."""
+        finished = self._store.finished_meta.get("sinks", {}).get(uid, {"transactions": ()})
+        for transaction in finished["transactions"]:
+            try:
+                self._guarded(uid, sink.commit, transaction)
+            except CorruptionError:  # it was committed, and moved or removed since by whoever it was for
+                logger.debug("output of the run before is not where '%s' wrote it", uid)
+
     def _sink_context(self, restored: dict[str, Any] | None) -> SinkContext:
         job, attempt = self._job.name, self._store.attempt
         if restored is None:
@@ -197,10 +207,8 @@ class _Execution:
 
     def process(self) -> None:
         """Take a batch of each source in turn until all have ended."""
-        restored = self._store.restored
-        if restored is None or restored.checkpoint_id != self._store.newest_checkpoint_id:
-            self._begin_checkpoint()
-            self._wait_for_pending()
+        if self._store.restored is None or not self._store.restored.is_newest:
+            self._insist_on_checkpoint(final=False)
         active = list(self._sources)
         while active:
             is_idle = True
@@ -348,18 +356,22 @@ class _Execution:
             wait_for([self._pending[1]], timeout=0.05)
             self._poll()
 
+    def _insist_on_checkpoint(self, *, final: bool) -> None:
+        """Make a checkpoint, again and again until it is complete or too many have failed."""
+        completed = self._coordinator.completed
+        while self._coordinator.completed == completed:
+            self._sleep(self._coordinator.seconds_to_pause())
+            self._begin_checkpoint(final=final)
+            self._wait_for_pending()
+            if self._coordinator.completed == completed:
+                self._sleep(RETRY_SECONDS)
+
     # The end
 
     def finish(self) -> Finished:
         """The final checkpoint, and what there is to tell."""
         self._wait_for_pending()
-        completed = self._coordinator.completed
-        while self._coordinator.completed == completed:
-            self._sleep(self._coordinator.seconds_to_pause())
-            self._begin_checkpoint(final=True)
-            self._wait_for_pending()
-            if self._coordinator.completed == completed:
-                self._sleep(RETRY_SECONDS)
+        self._insist_on_checkpoint(final=True)
         finished = self._finished()
         self._emit(finished)
         return finished

@@ -151,10 +151,9 @@ class SnapshotChain:
         return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
 
     def _adopt_base(self) -> None:
-        if self._making_base is not None and self._making_base.done():
-            base = self._making_base.result()
+        if self._making_base is not None and self._making_base.done() and self._making_base.exception() is None:
+            self._use_base(self._making_base.result())
             self._making_base = None
-            self._use_base(base)
 
     def _use_base(self, base: BaseEntry) -> None:
         self._base = base
@@ -247,7 +246,8 @@ class SnapshotChain:
             if isinstance(error, StateStoreError) and not isinstance(error, UnavailableError):
                 raise error
             if error is not None:
-                self._making_base = None  # tried again after the next checkpoint
+                logger.warning("a new base was not made, it is tried again after the next checkpoint: %s", error)
+                self._making_base = None
 
     def close(self) -> None:
         """Wait for the base that is being made, if any."""

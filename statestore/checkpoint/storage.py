@@ -97,8 +97,8 @@ class CheckpointStorage:
 
     # Attempts
 
-    def claim_attempt(self) -> Attempt:
-        """Begin a new attempt: its number is greater than that of every attempt before, and nobody else's."""
+    def claim_attempt(self, above: int = 0) -> Attempt:
+        """Begin a new attempt: its number is greater than `above` and than that of every attempt before, and nobody else's."""
         claim = (
             secrets.token_hex(16).encode() + b"\n"
         )  # so that a storage can tell our claim from another's, when a reply is lost
@@ -109,8 +109,13 @@ class CheckpointStorage:
                 self.storage.create(self._attempt_name(number), claim)
             except FileExistsError:
                 continue
-            self._write_hint(attempt=number)
-            return Attempt(number)
+            if number > above:
+                self._write_hint(attempt=number)
+                return Attempt(number)
+
+    def has_attempt(self, attempt: int) -> bool:
+        """Whether this attempt was begun here."""
+        return self.storage.exists(self._attempt_name(attempt))
 
     def _attempt_name(self, number: int) -> str:
         return f"{self.job}/attempts/{number}"

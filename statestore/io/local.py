@@ -185,7 +185,7 @@ class FolderLock:
     def __init__(self, folder: str | os.PathLike[str], clock: Clock, *, wait_seconds: float = 10.0):
         path = Path(folder) / "lock"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            LocalStorage(path.parent)  # makes the folder durably
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise unavailable(str(folder), error) from error

@@ -17,7 +17,7 @@ import zstandard
 
 from statestore import crashpoints
 from statestore.backend import Batch
-from statestore.errors import ClosedError, CorruptionError
+from statestore.errors import ClosedError, CorruptionError, IncompatibleStateError
 from statestore.io import Appender, AppendStorage
 from statestore.types import Attempt, Epoch
 from statestore.wal.reader import Group, SegmentContent, read_segment
@@ -51,8 +51,8 @@ class Log:
     Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`.
     """
 
-    def __init__(self, storage: AppendStorage, job: str):
-        self._storage, self._job = storage, job
+    def __init__(self, storage: AppendStorage, job: str, max_parallelism: int):
+        self._storage, self._job, self._max_parallelism = storage, job, max_parallelism
         self.sealed: list[SealedSegment] = []
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._appender: Appender | None = None
@@ -71,6 +71,8 @@ class Log:
         ------
         CorruptionError
             A segment is damaged, missing, out of order or of another job.
+        IncompatibleStateError
+            It was written with another number of key groups.
         """
         names = [name for name in self._storage.list() if name.endswith(SUFFIX)]
         for index, name in enumerate(names):
@@ -81,7 +83,8 @@ class Log:
                 self._storage.delete(name)
                 continue
             self._check_chain(name, content)
-            if content.valid_size < len(data):
+            if last:
+                # Also when nothing is cut off: what was read may not have reached the disk yet, and the next segment will build on it.
                 self._storage.truncate(name, content.valid_size)
             self.sealed.append(_sealed(content))
 
@@ -90,6 +93,11 @@ class Log:
         if header.job != self._job or segment_name(header.sequence) != name:
             problem = f"it is segment {header.sequence} of job '{header.job}'"
             raise CorruptionError(self._file(name), problem, offset=0)
+        if header.max_parallelism != self._max_parallelism:
+            raise IncompatibleStateError(
+                f"the log {self._file(name)} was written with max parallelism {header.max_parallelism}, the configuration says "
+                f"{self._max_parallelism}: set state.max-parallelism = {header.max_parallelism}"
+            )
         if not self.sealed:
             return
         before = self.sealed[-1]
@@ -161,7 +169,9 @@ class Log:
     def _ensure_segment(self, first_epoch: Epoch) -> Appender:
         if self._appender is None:
             sequence, previous = self._next
-            self._header = SegmentHeader(self._job, self._attempt, sequence, first_epoch, previous)
+            self._header = SegmentHeader(
+                self._job, self._attempt, sequence, first_epoch, previous, self._max_parallelism
+            )
             head = encode_header(self._header)
             self._appender = self._storage.appender(segment_name(sequence))
             self._appender.write(head)

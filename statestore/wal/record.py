@@ -64,6 +64,8 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     first_epoch: Epoch
     previous: str
     """SHA-256 (hex) of the segment before, empty for the first of a history."""
+    max_parallelism: int
+    """Number of key groups that the entries' keys were made with."""
 
 
 class CommitRecord(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import pytest
 from statestore import ConfigError, CorruptionError, FencedError
 from statestore.backend import BackendContext
 from statestore.keys import EntryKeys
+from statestore_backends import filesystem
 from statestore_backends.filesystem import FilesystemBackend
 
 GROUPS = 8
@@ -113,3 +114,17 @@ def test_options(tmp_path):
         opened(tmp_path, **{"segments-max": 1})
     with pytest.raises(ConfigError, match="did you mean 'url'"):
         opened(tmp_path, ulr="x")
+
+
+def test_a_state_of_many_full_segments(tmp_path, monkeypatch):
+    """Merging can't make them fewer, and must not be tried for ever."""
+    monkeypatch.setattr(filesystem, "SEGMENT_TARGET_BYTES", 4000)
+    randomness = random.Random(1)
+    backend, model = opened(tmp_path, **{"segments-max": 2}), {}
+    for epoch in range(1, 40):
+        batch = {key: randomness.randbytes(100) for key in randomness.sample(KEYS, 100)}
+        backend.apply(batch, epoch)
+        model.update(batch)
+    assert dict(backend.scan(b"", None)) == dict(sorted(model.items()))
+    assert len(segments(tmp_path)) < 60
+    backend.close()

@@ -42,7 +42,7 @@ def test_checkpoints(golden, expected, places, tmp_path, backend):
 
 def test_logs(golden, expected, tmp_path):
     shutil.copytree(golden / "log", tmp_path / "log")
-    log = Log(LocalStorage(tmp_path / "log"), "golden")
+    log = Log(LocalStorage(tmp_path / "log"), "golden", 4)
     log.recover()
     groups = list(log.groups(0))
     assert groups[-1].commit.meta == expected["meta"]

@@ -805,3 +805,26 @@ def test_a_programs_own_handler_is_left_alone(memory_stage):
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     stage.check([1, 2])
+
+
+def test_output_between_the_final_checkpoint_and_its_commit_is_not_lost(memory_stage, tmp_path, monkeypatch):
+    """The run dies there, and the next one starts afresh, as after every run that has finished."""
+    folder = tmp_path / "days"
+    stage = memory_stage()
+
+    def day(events):
+        job = Job("story")
+        job.source(CollectionSource(events)).sink(FileSink(folder, if_exists="append"))
+        return job
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSink, "commit", lambda sink, transaction: 1 / 0)
+        with pytest.raises(UserCodeError, match="ZeroDivisionError"):
+            run_job(day([1, 2]), stage.config, clock=stage.clock)
+    assert list(folder.glob("part-*")) == []
+    run_job(day([3]), stage.config, clock=stage.clock)
+    lines = [line for part in sorted(folder.glob("part-*")) for line in part.read_text().split()]
+    assert lines == ["1", "2", "3"]
+    for part in folder.glob("part-*"):
+        part.unlink()  # taken away by whoever it was for: no reason not to run again
+    assert run_job(day([4]), stage.config, clock=stage.clock).events == 1

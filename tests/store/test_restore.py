@@ -209,5 +209,5 @@ def test_a_store_whose_job_was_taken_over_completes_nothing(stores, tmp_path, ba
     with pytest.raises(FencedError):
         fill(old, 5, 10)
         old.checkpoint()
-    assert new.newest_checkpoint_id == 1
+    assert new.checkpoints.latest() == 1
     assert content(new, KEYS) == expected

@@ -15,7 +15,7 @@ STATES = [StateDescriptor(1, "counts", "value", "str", "int", "abc")]
 
 
 def new_log(storage, *, attempt=1, epoch=0, sequence=1, previous=""):
-    log = Log(storage, "job")
+    log = Log(storage, "job", 128)
     log.begin(attempt=attempt, epoch=epoch, sequence=sequence, previous=previous)
     return log
 
@@ -26,7 +26,7 @@ def commit(log, epoch, **entries):
 
 
 def recovered(storage):
-    log = Log(storage, "job")
+    log = Log(storage, "job", 128)
     log.recover()
     return log
 
@@ -160,7 +160,7 @@ def test_swapped_and_foreign_segments_are_refused():
     storage.write(segment_name(2), two)
     with pytest.raises(CorruptionError, match="does not continue segment 1"):
         recovered(storage)
-    log = Log(other, "another")
+    log = Log(other, "another", 128)
     with pytest.raises(CorruptionError, match="of job 'job'"):
         log.recover()
 

@@ -78,6 +78,7 @@ class FileSink(Sink):
         self._hidden = self._final = ""
         self._job, self._attempt, self._next = "", 0, 1
         self._replaced: list[str] = []
+        self._has_leftovers = False
 
     @property
     def name(self) -> str:
@@ -92,14 +93,14 @@ class FileSink(Sink):
     def open(self, context: SinkContext) -> None:
         """See `Sink.open`."""
         self.close()
-        self._job, self._attempt, self._replaced = context.job, context.attempt, []
+        self._job, self._attempt, self._replaced, self._has_leftovers = context.job, context.attempt, [], False
         try:
             LocalStorage(self._dir)  # makes the folder durably
             if context.fresh:
                 self._start_afresh()
             else:
                 self._go_on(context)
-            self._remove_leftovers()
+            self._has_leftovers = True
         except StateStoreError:
             raise
         except OSError as error:
@@ -159,7 +160,7 @@ class FileSink(Sink):
     def _begin_part(self) -> IO[bytes]:
         self._final = f"part-{self._attempt:04d}-{self._next:06d}.{self._format}"
         self._hidden = f".{self._final}.{self._job}.{self._attempt}.inprogress"
-        file = (self._dir / self._hidden).open("xb", buffering=_BUFFER_BYTES)
+        file = (self._dir / self._hidden).open("wb", buffering=_BUFFER_BYTES)
         self._next += 1
         return file
 
@@ -197,6 +198,10 @@ class FileSink(Sink):
                 self._show(*transaction["part"])
             crashpoints.reach("sink.committing")
             sync_folder(self._dir)
+            if self._has_leftovers:
+                # Not before: until this attempt has completed a checkpoint, one of an earlier attempt may still turn up, and need them.
+                self._remove_leftovers()
+                self._has_leftovers = False
         except StateStoreError:
             raise
         except OSError as error:
