@@ -17,7 +17,7 @@ import secrets
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 import google_crc32c
@@ -48,13 +48,15 @@ class FilesystemOptions(Section, frozen=True, kw_only=True):
     """Path or fsspec URL; default: the job's local folder."""
     block_cache: Size = 32 << 20
     segments_max: int = 8
-    """More segments than this are merged."""
+    """Segments written together count as one; more than this are merged."""
 
 
 class _SegmentEntry(msgspec.Struct, frozen=True):
     name: str
     size: int
     entries: int
+    run: str
+    """The same for all that were written together, whose key ranges do not overlap."""
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -226,50 +228,46 @@ class FilesystemBackend(Backend):
         if batch:
             segments += self._store(sorted(batch.items()))
         self._write_manifest(segments, epoch)
-        while len(self._segments) > self._segments_allowed():
-            before = len(self._segments)
+        while len(self._runs()) > self._options.segments_max:
             self._merge_some()
-            if len(self._segments) >= before:
-                break
 
-    def _segments_allowed(self) -> int:
-        """A large state is many segments however it is merged."""
-        total = sum(entry.size for entry, _ in self._segments)
-        return self._options.segments_max + 2 * (total // SEGMENT_TARGET_BYTES)
+    def _runs(self) -> list[list[tuple[_SegmentEntry, SegmentReader | None]]]:
+        """The segments, those together that were written together: a large state is many segments however it is merged."""
+        return [list(run) for _, run in groupby(self._segments, key=lambda segment: segment[0].run)]
 
     def _store(self, entries: Iterable[tuple[bytes, bytes | None]]) -> list[tuple[_SegmentEntry, SegmentReader | None]]:
         """Write entries in key order as one or, when they are many, several segments."""
         stored: list[tuple[_SegmentEntry, SegmentReader | None]] = []
-        writer = SegmentWriter()
+        writer, run = SegmentWriter(), f"{self._opening}-{next(self._numbers)}"
         for key, value in entries:
             writer.add(key, value)
             if writer.size_bytes >= SEGMENT_TARGET_BYTES:
-                stored.append(self._store_one(writer))
+                stored.append(self._store_one(writer, run))
                 writer = SegmentWriter()
         if writer.entries:
-            stored.append(self._store_one(writer))
+            stored.append(self._store_one(writer, run))
         return stored
 
-    def _store_one(self, writer: SegmentWriter) -> tuple[_SegmentEntry, SegmentReader | None]:
+    def _store_one(self, writer: SegmentWriter, run: str) -> tuple[_SegmentEntry, SegmentReader | None]:
         data, entries = writer.finish(), writer.entries
         name = f"segments/{self._attempt:08d}-{self._opening}-{next(self._numbers):08d}.seg"
         self._storage.write(name, data)
-        return _SegmentEntry(name, len(data), entries), None
+        return _SegmentEntry(name, len(data), entries, run), None
 
     def _merge_some(self) -> None:
-        """Merge the newest segments, and older ones as long as they are not much larger than what is merged already.
+        """Merge the newest runs, and older ones as long as they are not much larger than what is merged already.
 
         Sizes then grow from the newest to the oldest by a factor, so an entry is written again about as often as the state has doubled.
         """
-        sizes = [entry.size for entry, _ in self._segments]
+        runs = self._runs()
+        sizes = [sum(entry.size for entry, _ in run) for run in runs]
         first = len(sizes) - 2
         total = sum(sizes[first:])
         while first > 0 and sizes[first - 1] <= 2 * total:
             first -= 1
             total += sizes[first]
-        with self._lock:
-            kept = self._segments[:first]
-        readers = self._readers()[: len(sizes) - first]
+        kept = [segment for run in runs[:first] for segment in run]
+        readers = self._readers()[: len(self._segments) - len(kept)]
         merged = _merged([reader.scan(b"", None) for reader in readers])
         if first == 0:  # nothing older is below: deleted keys need no mark any more
             merged = ((key, value) for key, value in merged if value is not None)
