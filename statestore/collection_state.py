@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from statestore.codecs import Codec
+from statestore.envelope import open_envelope
 from statestore.errors import CorruptionError, UsageError
 from statestore.keys import EntryKeys, KeyCodec
-from statestore.state import ABSENT, NO_EXPIRY, State, open_envelope
+from statestore.state import ABSENT, State
 
 if TYPE_CHECKING:
     from statestore.keyed import KeyedState
@@ -64,7 +65,8 @@ class ListState(State[T]):
         head = self._scope.read(self._entry(key))
         if head is None:
             return _CachedList(0, [], 0)
-        length = _unpack_length(open_envelope(head, self.name))
+        _, _, packed = open_envelope(head, self.name)
+        length = _unpack_length(packed)
         start = length - length % CHUNK_ELEMENTS
         cached = _CachedList(start, [], length)
         if start < length:
@@ -77,7 +79,8 @@ class ListState(State[T]):
             if stored is None:
                 raise CorruptionError(f"state '{self.name}'", f"a chunk of the list of key {key!r} is missing")
             try:
-                items += self._unpack_chunk(open_envelope(stored, self.name))
+                _, _, payload = open_envelope(stored, self.name)
+                items += self._unpack_chunk(payload)
             except msgspec.MsgspecError as error:
                 raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
         return items
@@ -132,7 +135,7 @@ class ListState(State[T]):
             size += len(data)
         for chunk in range(_chunks(length), _chunks(cached.stored)):
             batch.put(self._entry(key, chunk), None)
-        batch.put(self._entry(key), NO_EXPIRY + _pack(length) if length else None)
+        batch.put(self._entry(key), self._head + _pack(length) if length else None)
         cached.stored = cached.changed_from = length
         return size
 
@@ -147,7 +150,7 @@ class ListState(State[T]):
                 self._unpack_chunk(data)  # as for single values
         except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(f"an element of state '{self.name}' can't be encoded: {error}") from error
-        return NO_EXPIRY + data
+        return self._head + data
 
 
 class _CachedMap:
@@ -187,9 +190,6 @@ class MapState(State[V], Generic[K, V]):
     def _read(self, map_key: K) -> Any:
         stored = self._scope.read(self._prefix(self._scope.key) + self._map_keys.encode(map_key))
         return ABSENT if stored is None else self._decode(stored)
-
-    def _decode(self, stored: bytes) -> Any:
-        return self._codec.decode_stored(open_envelope(stored, self.name), self.name)
 
     def _entries(self) -> dict[K, V]:
         """All entries, read once."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_check
 import msgspec
 
 from statestore.codecs import Codec, fresh_value
-from statestore.errors import CorruptionError, UsageError
+from statestore.envelope import open_envelope, plain_head
+from statestore.errors import UsageError
 from statestore.keys import EntryKeys
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 A = TypeVar("A")
-
-NO_EXPIRY = b"\x00"
-"""First byte of every stored value: the form of its expiry, of which 00 (never) is the only one yet."""
 
 ENTRY_OVERHEAD_BYTES = 150
 """What a cached entry costs beside its encoded size: dictionary slots, key and value objects."""
@@ -52,13 +50,6 @@ UNKNOWN: Any = object()
 """Of a cache: it has nothing about a key."""
 
 
-def open_envelope(stored: bytes, state: str) -> bytes:
-    """Payload of a stored value. Raises CorruptionError when its first byte is unknown."""
-    if stored[:1] != NO_EXPIRY:
-        raise CorruptionError(f"state '{state}'", f"a stored value has the unknown form {stored[:1].hex() or 'empty'}")
-    return stored[1:]
-
-
 class State(Generic[T]):
     """What all handles share: the changed entries, the two generations of unchanged ones, and the commit."""
 
@@ -67,6 +58,7 @@ class State(Generic[T]):
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         self.name = name
         self._scope, self._codec, self._keys = scope, codec, keys
+        self._head = plain_head(0)
         self._changed: dict[Any, Any] = {}
         self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
@@ -149,7 +141,12 @@ class State(Generic[T]):
             raise UsageError(
                 f"a value of state '{self.name}' can't be encoded as {self._codec.name}: {error}"
             ) from error
-        return NO_EXPIRY + data
+        return self._head + data
+
+    def _decode(self, stored: bytes) -> Any:
+        """Value in a stored entry. Raises CorruptionError."""
+        _, _, payload = open_envelope(stored, self.name)
+        return self._codec.decode_stored(payload, self.name)
 
 
 class SingleState(State[T]):
@@ -161,7 +158,7 @@ class SingleState(State[T]):
 
     def _fetch(self, key: Any) -> Any:
         stored = self._scope.read(self._keys.of(self._scope.encode_key(key)))
-        return ABSENT if stored is None else self._codec.decode_stored(open_envelope(stored, self.name), self.name)
+        return ABSENT if stored is None else self._decode(stored)
 
     def _load(self, key: Any) -> Any:
         """Bring `key`, and with it all other keys of the scope's batch, into the young generation."""
@@ -193,20 +190,18 @@ class SingleState(State[T]):
         encode, entry_key = self._scope.encode_key, self._keys.of
         wanted = list(missing)
         for key, stored in zip(wanted, self._scope.read_many([entry_key(encode(key)) for key in wanted]), strict=True):
-            young[key] = (
-                ABSENT if stored is None else self._codec.decode_stored(open_envelope(stored, self.name), self.name)
-            )
+            young[key] = ABSENT if stored is None else self._decode(stored)
 
     def _encode_changes(self, batch: EpochBatch) -> int:
         # The loop that stops the world at a checkpoint: everything it needs is local, the usual case has no call of ours but `of`.
         entries, entry_key, encode_key = batch.entries, self._keys.of, self._scope.encode_key
-        encode, expected, size = self._codec.encode, self._codec.value_class, 0
+        encode, expected, head, size = self._codec.encode, self._codec.value_class, self._head, 0
         for key, value in self._changed.items():
             if value is ABSENT:
                 entries[entry_key(encode_key(key))] = None
             elif expected is not None and value.__class__ is expected:
                 try:
-                    data = NO_EXPIRY + encode(value)
+                    data = head + encode(value)
                 except Exception:
                     data = self._encode_value(value)
                 size += len(data)
