@@ -22,8 +22,9 @@ from typing import Any
 
 from statestore import crashpoints
 from statestore.backend import Backend
-from statestore.checkpoint.manifest import BaseEntry, DeltaEntry, Manifest
+from statestore.checkpoint.manifest import BaseEntry, Delta, Manifest
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.view import CheckpointView
 from statestore.errors import (
     CheckpointNotFoundError,
     CorruptionError,
@@ -31,12 +32,9 @@ from statestore.errors import (
     UnavailableError,
     UsageError,
 )
-from statestore.io import MemoryStorage
-from statestore.segment import SegmentReader
 from statestore.stamp import STAMP_KEY, decode_stamp, encode_stamp
 from statestore.types import Epoch
 from statestore.wal.log import Log, SealedSegment
-from statestore.wal.reader import Group, read_segment
 from statestore.wal.record import StateDescriptor
 
 logger = logging.getLogger("statestore.recovery")
@@ -55,7 +53,7 @@ class Recovered:
     states: list[StateDescriptor] = field(default_factory=list)
     checkpoint: Manifest | None = None
     base: BaseEntry | None = None
-    deltas: list[DeltaEntry] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
     log_sequence: int = 0
     log_sha256: str = ""
     is_foreign: bool = False
@@ -326,35 +324,15 @@ class Recovery:
     def _load(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
         """Empty the backend and fill it from a checkpoint; the marker is set by the last step only."""
         self._backend.clear(self._all_groups)
-        part = manifest.part
-        for entry in part.base.files if part.base else []:
-            # Read as a whole, so that it is checked against the manifest's hash before any of it is believed.
-            memory = MemoryStorage(checkpoints.url)
-            memory.write("base", checkpoints.read_file(entry))
-            self._apply_in_pieces(SegmentReader(memory, "base").scan(b"", None))
-        pieces = (
-            item
-            for delta in part.deltas
-            for group in self._delta_groups(delta, checkpoints)
-            if group.epoch > part.base_epoch
-            for entries in group.entries()
-            for item in entries.items()
-        )
-        self._apply_in_pieces(pieces)
+        self._apply_in_pieces(CheckpointView(checkpoints, manifest).scan(b"", None))
         self._backend.apply({STAMP_KEY: encode_stamp(manifest.attempt, manifest.epoch)}, manifest.epoch)
 
-    @staticmethod
-    def _delta_groups(delta: DeltaEntry, checkpoints: CheckpointStorage) -> Iterable[Group]:
-        content = read_segment(checkpoints.read_file(delta), f"{checkpoints.url}/{delta.path}", tail_may_be_torn=False)
-        assert content is not None
-        return content.groups
-
-    def _apply_in_pieces(self, items: Iterable[tuple[bytes, bytes | None]]) -> None:
+    def _apply_in_pieces(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         batch: dict[bytes, bytes | None] = {}
         size = 0
         for key, value in items:
             batch[key] = value
-            size += len(key) + len(value or b"")
+            size += len(key) + len(value)
             if len(batch) >= ENTRIES_PER_APPLY or size >= BYTES_PER_APPLY:
                 self._backend.apply(batch, Epoch(0))
                 batch, size = {}, 0

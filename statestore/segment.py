@@ -17,11 +17,12 @@ The bloom filter has 10 bits a key and 6 probes, taken by double hashing from th
 
 from __future__ import annotations
 
+import heapq
 import struct
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import google_crc32c
 import msgspec
@@ -37,7 +38,6 @@ BLOCK_BYTES = 64 << 10
 BLOCK_RAW_MAX_BYTES = 320 << 20
 BLOOM_BITS_PER_KEY = 10
 BLOOM_PROBES = 6
-MISSING = object()
 
 _tail = struct.Struct("<II8s")
 _block_type = tuple[list[bytes], list[bytes | None]]
@@ -96,7 +96,7 @@ class SegmentWriter:
         self._pending_bytes = 0
         self._index: list[tuple[bytes, int, int, int]] = []
         self._hashes: list[int] = []
-        self._last_key = b""
+        self.first_key = self.last_key = b""
         self._raw_bytes = 0
 
     @property
@@ -117,7 +117,9 @@ class SegmentWriter:
         UsageError
             The entry is larger than a block may be.
         """
-        assert not self._hashes or key > self._last_key, "keys must ascend"
+        assert not self._hashes or key > self.last_key, "keys must ascend"
+        if not self._hashes:
+            self.first_key = key
         size = len(key) + (len(value) if value is not None else 0) + 6
         if size > BLOCK_RAW_MAX_BYTES:
             raise UsageError(f"an entry of {size} bytes is over the limit of {BLOCK_RAW_MAX_BYTES} bytes")
@@ -128,7 +130,7 @@ class SegmentWriter:
         self._hashes.append(xxh3_64_intdigest(key))
         self._pending_bytes += size
         self._raw_bytes += size
-        self._last_key = key
+        self.last_key = key
 
     def _end_block(self) -> None:
         data = self._compressor.compress(_pack((self._keys, self._values)))
@@ -141,10 +143,9 @@ class SegmentWriter:
         """The whole file. The writer is used up."""
         if self._keys:
             self._end_block()
-        first = self._index[0][0] if self._index else b""
-        groups = (int.from_bytes(first[:2], "big"), int.from_bytes(self._last_key[:2], "big"))
+        groups = (int.from_bytes(self.first_key[:2], "big"), int.from_bytes(self.last_key[:2], "big"))
         bloom = _bloom_of(self._hashes)
-        footer = _pack(_Footer(self._index, self._last_key, len(self._hashes), self._raw_bytes, groups, bloom))
+        footer = _pack(_Footer(self._index, self.last_key, len(self._hashes), self._raw_bytes, groups, bloom))
         self._parts += [footer, _tail.pack(len(footer), google_crc32c.value(footer), END_MAGIC)]
         return b"".join(self._parts)
 
@@ -275,3 +276,20 @@ class SegmentReader:
             last = len(keys) if stop is None else bisect_left(keys, stop)
             yield from zip(keys[first:last], values[first:last], strict=True)
             index += 1
+
+
+def merged(scans: Sequence[Iterator[tuple[bytes, bytes | None]]]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Entries of several scans in key order; of equal keys the one from the first scan."""
+    if len(scans) == 1:
+        yield from scans[0]
+        return
+
+    def ranked(rank: int, scan: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, int, bytes | None]]:
+        for key, value in scan:
+            yield key, rank, value
+
+    last = None
+    for key, _, value in heapq.merge(*(ranked(rank, scan) for rank, scan in enumerate(scans))):
+        if key != last:
+            last = key
+            yield key, value

@@ -11,7 +11,6 @@ Layout: `MANIFEST` (MessagePack, preceded by its CRC-32C) · `segments/<attempt>
 
 from __future__ import annotations
 
-import heapq
 import logging
 import secrets
 import struct
@@ -28,7 +27,7 @@ from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError
 from statestore.io import Storage, open_storage
 from statestore.keys import group_of_entry
-from statestore.segment import BlockCache, SegmentReader, SegmentWriter
+from statestore.segment import BlockCache, SegmentReader, SegmentWriter, merged
 from statestore.types import Attempt, Epoch
 from statestore.units import Size
 
@@ -195,7 +194,7 @@ class FilesystemBackend(Backend):
         """Merge the segments as they are now; later batches are not seen."""
         self._check_open()
         with self._using_files():
-            for key, value in _merged([reader.scan(start, stop) for reader in self._readers()]):
+            for key, value in merged([reader.scan(start, stop) for reader in self._readers()]):
                 if value is not None:
                     yield key, value
 
@@ -268,10 +267,10 @@ class FilesystemBackend(Backend):
             total += sizes[first]
         kept = [segment for run in runs[:first] for segment in run]
         readers = self._readers()[: len(self._segments) - len(kept)]
-        merged = _merged([reader.scan(b"", None) for reader in readers])
+        entries = merged([reader.scan(b"", None) for reader in readers])
         if first == 0:  # nothing older is below: deleted keys need no mark any more
-            merged = ((key, value) for key, value in merged if value is not None)
-        self._write_manifest([*kept, *self._store(merged)], self._epoch)
+            entries = ((key, value) for key, value in entries if value is not None)
+        self._write_manifest([*kept, *self._store(entries)], self._epoch)
 
     def persist(self) -> Epoch:
         """Every apply is durable when it returns."""
@@ -310,20 +309,3 @@ class _Use:
 
     def __exit__(self, *exc_info: object) -> None:
         self._backend.end_use()
-
-
-def _merged(scans: list[Iterator[tuple[bytes, bytes | None]]]) -> Iterator[tuple[bytes, bytes | None]]:
-    """Entries of several scans in key order; of equal keys the one from the first scan."""
-    if len(scans) == 1:
-        yield from scans[0]
-        return
-
-    def ranked(rank: int, scan: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, int, bytes | None]]:
-        for key, value in scan:
-            yield key, rank, value
-
-    last = None
-    for key, _, value in heapq.merge(*(ranked(rank, scan) for rank, scan in enumerate(scans))):
-        if key != last:
-            last = key
-            yield key, value

@@ -34,19 +34,60 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class DeltaEntry(FileEntry, frozen=True, kw_only=True):
-    """A sealed log segment, stored byte by byte."""
+class SegmentEntry(FileEntry, frozen=True, kw_only=True):
+    """A sorted segment of a checkpoint."""
+
+    first_key: bytes
+    last_key: bytes
+    entries: int
+
+
+class LogDelta(FileEntry, frozen=True, kw_only=True, tag="log"):
+    """What changed in some epochs: a sealed log segment, stored byte by byte."""
 
     sequence: int
     first_epoch: Epoch
     last_epoch: Epoch
+
+    def files(self) -> list[FileEntry]:
+        """The segment itself."""
+        return [self]
+
+
+class PackedDelta(msgspec.Struct, frozen=True, kw_only=True, tag="packed"):
+    """What changed in some epochs, the last value of each entry: several deltas merged into sorted segments, in key order."""
+
+    first_epoch: Epoch
+    last_epoch: Epoch
+    segments: list[SegmentEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self.segments)
+
+    def files(self) -> list[FileEntry]:
+        """The segments."""
+        return list(self.segments)
+
+
+Delta = LogDelta | PackedDelta
 
 
 class BaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     """All entries as they were at an epoch, or touched since, as sorted segments in key order."""
 
     epoch: Epoch
-    files: list[FileEntry]
+    segments: list[SegmentEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self.segments)
+
+    def files(self) -> list[FileEntry]:
+        """The segments."""
+        return list(self.segments)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +96,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     first_key_group: int
     last_key_group: int
     base: BaseEntry | None
-    deltas: list[DeltaEntry]
+    deltas: list[Delta]
+    """In the order of their epochs."""
     log_sequence: int
     """Number of the last log segment contained."""
     log_sha256: str
@@ -63,7 +105,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     def files(self) -> list[FileEntry]:
         """All files of the part."""
-        return [*(self.base.files if self.base else []), *self.deltas]
+        return [*(self.base.files() if self.base else []), *(file for delta in self.deltas for file in delta.files())]
 
     @property
     def base_epoch(self) -> Epoch:

@@ -172,7 +172,7 @@ class SnapshotChain:
             if deltas[0].first_epoch > part.base_epoch + 1:  # the log's beginning is gone: only a base can stand for it
                 base = self._make_base()
                 deltas = [delta for delta in deltas if delta.last_epoch > base.epoch]
-                uploaded += sum(file.size for file in base.files)
+                uploaded += base.size
             crashpoints.reach("checkpoint.uploaded")
             part = replace(part, base=base, deltas=deltas)
             manifest = replace(manifest, parts=[part], uploaded_bytes=uploaded)
@@ -218,7 +218,7 @@ class SnapshotChain:
         """Whether the deltas have outgrown the base."""
         if self._making_base is not None:
             return False
-        base_bytes = sum(file.size for file in self._base.files) if self._base else 0
+        base_bytes = self._base.size if self._base else 0
         delta_bytes = sum(delta.size for delta in self._deltas)
         return delta_bytes > max(self._settings.base_ratio * base_bytes, self._settings.base_min_bytes)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from statestore import crashpoints
-from statestore.checkpoint.manifest import BaseEntry, DeltaEntry, FileEntry
+from statestore.checkpoint.manifest import BaseEntry, LogDelta, SegmentEntry
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.segment import SegmentWriter
 from statestore.types import Attempt, Epoch
@@ -15,7 +15,7 @@ from statestore.wal.log import Log, SealedSegment
 BASE_FILE_BYTES = 32 << 20
 
 
-def upload_deltas(checkpoints: CheckpointStorage, log: Log, segments: Iterable[SealedSegment]) -> list[DeltaEntry]:
+def upload_deltas(checkpoints: CheckpointStorage, log: Log, segments: Iterable[SealedSegment]) -> list[LogDelta]:
     """Store sealed segments under names that only this content can have.
 
     Raises
@@ -30,7 +30,7 @@ def upload_deltas(checkpoints: CheckpointStorage, log: Log, segments: Iterable[S
         crashpoints.reach("checkpoint.uploading")
         checkpoints.storage.write(checkpoints.object_name(path), data)
         deltas.append(
-            DeltaEntry(
+            LogDelta(
                 path=path,
                 size=segment.size,
                 sha256=segment.sha256,
@@ -46,21 +46,28 @@ def upload_base(
     checkpoints: CheckpointStorage, entries: Iterable[tuple[bytes, bytes]], epoch: Epoch, attempt: Attempt
 ) -> BaseEntry:
     """Store `entries` (ascending) as sorted segments: a base at `epoch`, which may already hold later values of some entries."""
-    files: list[FileEntry] = []
+    segments: list[SegmentEntry] = []
     writer = SegmentWriter()
     for key, value in entries:
         writer.add(key, value)
         if writer.size_bytes >= BASE_FILE_BYTES:
-            files.append(_store(checkpoints, writer, f"shared/base-{attempt}-{epoch}-{len(files)}"))
+            segments.append(_store(checkpoints, writer, f"shared/base-{attempt}-{epoch}-{len(segments)}"))
             writer = SegmentWriter()
     if writer.entries:
-        files.append(_store(checkpoints, writer, f"shared/base-{attempt}-{epoch}-{len(files)}"))
-    return BaseEntry(epoch=epoch, files=files)
+        segments.append(_store(checkpoints, writer, f"shared/base-{attempt}-{epoch}-{len(segments)}"))
+    return BaseEntry(epoch=epoch, segments=segments)
 
 
-def _store(checkpoints: CheckpointStorage, writer: SegmentWriter, stem: str) -> FileEntry:
+def _store(checkpoints: CheckpointStorage, writer: SegmentWriter, stem: str) -> SegmentEntry:
     data = writer.finish()
     digest = hashlib.sha256(data).hexdigest()
     path = f"{stem}-{digest[:16]}.seg"
     checkpoints.storage.write(checkpoints.object_name(path), data)
-    return FileEntry(path=path, size=len(data), sha256=digest)
+    return SegmentEntry(
+        path=path,
+        size=len(data),
+        sha256=digest,
+        first_key=writer.first_key,
+        last_key=writer.last_key,
+        entries=writer.entries,
+    )

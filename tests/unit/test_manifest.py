@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from statestore.checkpoint.manifest import DeltaEntry, Manifest, Part, decode_manifest, encode_manifest
+from statestore.checkpoint.manifest import LogDelta, Manifest, Part, decode_manifest, encode_manifest
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, CorruptionError, FencedError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
@@ -17,7 +17,7 @@ from statestore.io import LocalStorage, MemoryStorage
 def delta(path, first, last, data=b""):
     import hashlib
 
-    return DeltaEntry(
+    return LogDelta(
         path=path,
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
