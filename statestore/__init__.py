@@ -26,6 +26,7 @@ from statestore.keyed import KeyedState
 from statestore.opening import open, open_store
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
+from statestore.ttl import TimeToLive
 from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "StateMigrationError",
     "StateStore",
     "StateStoreError",
+    "TimeToLive",
     "UnavailableError",
     "UsageError",
     "ValueState",

@@ -2,6 +2,9 @@
 
 list  head: sub-key empty, value = length (MessagePack)            chunk i: sub-key i as u32 BE, value = array of up to 64 elements
 map   entry: sub-key = 00 · encoded map key, value = encoded map value
+
+A stamped chunk has before its array: length varint · array of milliseconds, how much older than the stamp each element is. Of a list that
+has, or once had, a time-out the first chunks may be gone.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import msgspec
 from statestore.codecs import Codec
 from statestore.envelope import open_envelope
 from statestore.errors import CorruptionError, UsageError
-from statestore.keys import EntryKeys, KeyCodec
+from statestore.keys import EntryKeys, KeyCodec, read_varint
 from statestore.state import ABSENT, State
 
 if TYPE_CHECKING:
@@ -29,23 +32,26 @@ CHUNK_ELEMENTS = 64
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_length = msgspec.msgpack.Decoder(int).decode
+_unpack_ages = msgspec.msgpack.Decoder(list[int]).decode
 
 
 def _chunks(length: int) -> int:
     return -(-length // CHUNK_ELEMENTS)
 
 
-class _CachedList:
-    """Elements of one key from `start` on; what is before it has not been read."""
+class CachedList:
+    """Elements of one key from `start` on; what is between `floor` and it has not been read, what is before `floor` is gone."""
 
-    __slots__ = ("changed_from", "items", "start", "stored")
+    __slots__ = ("changed_from", "floor", "items", "start", "stored")
 
     def __init__(self, start: int, items: list[Any], stored: int):
         self.start, self.items, self.stored = start, items, stored
         self.changed_from = stored
+        self.floor = 0
 
     @property
     def length(self) -> int:
+        """Elements ever appended."""
         return self.start + len(self.items)
 
 
@@ -56,46 +62,66 @@ class ListState(State[T]):
 
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         super().__init__(name, scope, codec, keys)
+        self._may_lack_chunks = scope.had_ttl(name)
         self._unpack_chunk = msgspec.msgpack.Decoder(list[codec.declared]).decode  # type: ignore[name-defined]
 
     def _entry(self, key: Any, chunk: int | None = None) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"" if chunk is None else chunk.to_bytes(4, "big"))
 
-    def _fetch(self, key: Any) -> _CachedList:
+    def _fetch(self, key: Any) -> CachedList:
         head = self._scope.read(self._entry(key))
-        if head is None:
-            return _CachedList(0, [], 0)
-        _, _, packed = open_envelope(head, self.name)
+        return CachedList(0, [], 0) if head is None else self._fetch_tail(key, head)
+
+    def _fetch_tail(self, key: Any, head: bytes) -> CachedList:
+        _, packed = open_envelope(head, self.name)
         length = _unpack_length(packed)
         start = length - length % CHUNK_ELEMENTS
-        cached = _CachedList(start, [], length)
+        cached = CachedList(start, [], length)
         if start < length:
-            cached.items = self._read_chunks(key, range(start // CHUNK_ELEMENTS, _chunks(length)))
+            _, cached.items = self._read_chunks(key, range(start // CHUNK_ELEMENTS, _chunks(length)))
         return cached
 
-    def _read_chunks(self, key: Any, chunks: range) -> list[Any]:
+    def _read_chunks(self, key: Any, chunks: range) -> tuple[int, list[Any]]:
+        """How many of the first chunks are gone, and the elements in the others."""
         items: list[Any] = []
-        for stored in self._scope.read_many([self._entry(key, chunk) for chunk in chunks]):
-            if stored is None:
+        gone = 0
+        for chunk, stored in enumerate(self._scope.read_many([self._entry(key, chunk) for chunk in chunks])):
+            if stored is not None:
+                items += self._decode_chunk(stored)
+            elif self._may_lack_chunks and chunk == gone:
+                gone += 1
+            else:
                 raise CorruptionError(f"state '{self.name}'", f"a chunk of the list of key {key!r} is missing")
-            try:
-                _, _, payload = open_envelope(stored, self.name)
-                items += self._unpack_chunk(payload)
-            except msgspec.MsgspecError as error:
-                raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
-        return items
+        return gone, items
 
-    def _change(self) -> _CachedList:
+    def _decode_chunk(self, stored: bytes) -> list[Any]:
+        """What is cached of a chunk's elements. Raises CorruptionError."""
+        return self._split_chunk(stored)[1]
+
+    def _split_chunk(self, stored: bytes) -> tuple[list[int], list[Any]]:
+        """Ages, if there are any, and elements of a chunk. Raises CorruptionError."""
+        _, payload = open_envelope(stored, self.name)
+        try:
+            if not stored[0] & 3:
+                return [], self._unpack_chunk(payload)
+            length, offset = read_varint(payload, 0)
+            return _unpack_ages(payload[offset : offset + length]), self._unpack_chunk(payload[offset + length :])
+        except (msgspec.MsgspecError, IndexError) as error:
+            raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
+
+    def _change(self) -> CachedList:
         """The current key's list, which is going to be changed."""
-        cached: _CachedList = self._current()
+        cached: CachedList = self._current()
         self._changed[self._scope.key] = cached
         return cached
 
-    def _whole(self) -> _CachedList:
-        cached: _CachedList = self._current()
-        if cached.start:
-            cached.items = self._read_chunks(self._scope.key, range(cached.start // CHUNK_ELEMENTS)) + cached.items
-            cached.start = 0
+    def _whole(self) -> CachedList:
+        cached: CachedList = self._current()
+        if cached.start > cached.floor:
+            first = cached.floor // CHUNK_ELEMENTS
+            gone, items = self._read_chunks(self._scope.key, range(first, cached.start // CHUNK_ELEMENTS))
+            cached.start = cached.floor = (first + gone) * CHUNK_ELEMENTS
+            cached.items = items + cached.items
         return cached
 
     def get(self) -> list[T]:
@@ -103,8 +129,8 @@ class ListState(State[T]):
         return list(self._whole().items)
 
     def __len__(self) -> int:
-        length: int = self._current().length
-        return length
+        cached: CachedList = self._whole() if self._may_lack_chunks else self._current()
+        return cached.length - cached.floor
 
     def add(self, value: T) -> None:
         """Append one element."""
@@ -117,7 +143,7 @@ class ListState(State[T]):
     def update(self, values: Iterable[T]) -> None:
         """Replace the list."""
         cached = self._change()
-        cached.start, cached.items, cached.changed_from = 0, list(values), 0
+        cached.start, cached.floor, cached.items, cached.changed_from = 0, 0, list(values), 0
 
     def clear(self) -> None:
         """Remove the current key's list."""
@@ -126,7 +152,7 @@ class ListState(State[T]):
     def _encode_changes(self, batch: EpochBatch) -> int:
         return sum(self._encode_list(key, cached, batch) for key, cached in self._changed.items())
 
-    def _encode_list(self, key: Any, cached: _CachedList, batch: EpochBatch) -> int:
+    def _encode_list(self, key: Any, cached: CachedList, batch: EpochBatch) -> int:
         length, size = cached.length, 0
         for chunk in range(cached.changed_from // CHUNK_ELEMENTS, _chunks(length)):
             first = chunk * CHUNK_ELEMENTS - cached.start
@@ -135,11 +161,18 @@ class ListState(State[T]):
             size += len(data)
         for chunk in range(_chunks(length), _chunks(cached.stored)):
             batch.put(self._entry(key, chunk), None)
-        batch.put(self._entry(key), self._head + _pack(length) if length else None)
+        batch.put(self._entry(key), self._list_head(cached) + _pack(length) if length else None)
         cached.stored = cached.changed_from = length
         return size
 
+    def _list_head(self, cached: CachedList) -> bytes:
+        return self._head
+
     def _encode_chunk(self, items: list[Any]) -> bytes:
+        return self._head + self._encode_elements(items)
+
+    def _encode_elements(self, items: list[Any]) -> bytes:
+        """Array of the elements. Raises UsageError when one is not of the declared type."""
         expected = self._codec.value_class
         for item in items:
             if expected is not None and not isinstance(item, expected):
@@ -150,10 +183,10 @@ class ListState(State[T]):
                 self._unpack_chunk(data)  # as for single values
         except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(f"an element of state '{self.name}' can't be encoded: {error}") from error
-        return self._head + data
+        return data
 
 
-class _CachedMap:
+class CachedMap:
     """Known entries of one key; all of them when `complete`."""
 
     __slots__ = ("changed", "complete", "items")
@@ -173,15 +206,15 @@ class MapState(State[V], Generic[K, V]):
         super().__init__(name, scope, codec, keys)
         self._map_keys = map_keys
 
-    def _fetch(self, key: Any) -> _CachedMap:
-        return _CachedMap()
+    def _fetch(self, key: Any) -> CachedMap:
+        return CachedMap()
 
     def _prefix(self, key: Any) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"\0")
 
     def _lookup(self, map_key: K) -> Any:
         self._map_keys.check(map_key)
-        cached: _CachedMap = self._current()
+        cached: CachedMap = self._current()
         value = cached.items.get(map_key)
         if value is None:
             value = cached.items[map_key] = ABSENT if cached.complete else self._read(map_key)
@@ -193,7 +226,7 @@ class MapState(State[V], Generic[K, V]):
 
     def _entries(self) -> dict[K, V]:
         """All entries, read once."""
-        cached: _CachedMap = self._current()
+        cached: CachedMap = self._current()
         if not cached.complete:
             prefix = self._prefix(self._scope.key)
             stored = {
@@ -219,7 +252,7 @@ class MapState(State[V], Generic[K, V]):
         self._change(map_key, value)
 
     def _change(self, map_key: K, value: Any) -> None:
-        cached: _CachedMap = self._current()
+        cached: CachedMap = self._current()
         cached.items[map_key] = value
         cached.changed.add(map_key)
         self._changed[self._scope.key] = cached
@@ -285,12 +318,15 @@ class MapState(State[V], Generic[K, V]):
     def _encode_changes(self, batch: EpochBatch) -> int:
         return sum(self._encode_map(key, cached, batch) for key, cached in self._changed.items())
 
-    def _encode_map(self, key: Any, cached: _CachedMap, batch: EpochBatch) -> int:
+    def _encode_map(self, key: Any, cached: CachedMap, batch: EpochBatch) -> int:
         prefix, size = self._prefix(key), 0
         for map_key in cached.changed:
             value = cached.items[map_key]
-            data = None if value is ABSENT else self._encode_value(value)
+            data = None if value is ABSENT else self._encode_entry(value)
             size += len(data or b"")
             batch.put_collection(prefix, prefix + self._map_keys.encode(map_key), data)
         cached.changed.clear()
         return size
+
+    def _encode_entry(self, value: Any) -> bytes:
+        return self._head + self._encode_value(value)

@@ -16,6 +16,7 @@ import msgspec
 from statestore.errors import ConfigError, did_you_mean
 from statestore.io import redacted
 from statestore.keys import DEFAULT_MAX_PARALLELISM, MAX_PARALLELISM_LIMIT
+from statestore.ttl import TimeDomain, UpdatePolicy
 from statestore.units import Duration, Size, parse_duration, parse_size
 
 T = TypeVar("T", bound="Section")
@@ -39,6 +40,11 @@ class StateConfig(Section, frozen=True, kw_only=True):
     """Memory for what is committed and waits to be applied to the backend."""
     max_parallelism: int = DEFAULT_MAX_PARALLELISM
     ttl: Duration = 0.0
+    """How long values live after the last touch, where a state declares nothing else; 0 is for ever."""
+    ttl_update: UpdatePolicy = "on-create-and-write"
+    """What counts as a touch."""
+    ttl_time: TimeDomain = "processing-time"
+    """Which clock."""
     backends: dict[str, dict[str, Any]] = {}
     """The backends' own tables, `[state.<backend>]`, which each backend checks."""
 
@@ -185,8 +191,6 @@ def load_config(
         raise ConfigError(
             f"{config.state.max_parallelism} is over the limit {MAX_PARALLELISM_LIMIT}", key="state.max-parallelism"
         )
-    if config.state.ttl:
-        raise ConfigError("state time-out is not supported yet", key="state.ttl", hint="leave it out, or set it to 0")
     return config
 
 

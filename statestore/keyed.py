@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from statestore.codecs import Codec
 from statestore.collection_state import ListState, MapState
 from statestore.errors import UsageError
+from statestore.expiring import EXPIRING
 from statestore.keys import KeyCodec
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, State, ValueState
+from statestore.ttl import Ttl
 
 if TYPE_CHECKING:
     from statestore.store import StateStore
@@ -28,7 +31,64 @@ class _NoKey:
 NO_KEY = _NoKey()
 
 
-class KeyedState:
+class StateFactory(ABC):
+    """The five ways to register a state, wherever a program may do it."""
+
+    @abstractmethod
+    def _keyed(self) -> KeyedState:
+        """Scope that the states are of."""
+
+    def value_state(self, name: str, type: Any, default: Any = None, *, ttl: Ttl = None) -> ValueState[Any]:
+        """Register a state with one value per key.
+
+        Parameters
+        ----------
+        name
+            Unique in the scope; the state is found again by it.
+        type
+            Type of the values; see `statestore.codecs.Codec`.
+        default
+            What `value()` gives where nothing is stored.
+        ttl
+            How long values live after the last touch: "1h", seconds, a timedelta or a `TimeToLive`; 0 is for ever, None is as
+            `state.ttl` says.
+
+        Raises
+        ------
+        UsageError
+            The name is taken, or the type can't be stored.
+        IncompatibleStateError
+            The restored state of that name is of another kind, key type or value type.
+        """
+        return self._keyed().register(ValueState, name, type, default, ttl=ttl)
+
+    def list_state(self, name: str, type: Any, *, ttl: Ttl = None) -> ListState[Any]:
+        """Register a state with a list of `type` per key; each element has its own time-out. Raises like `value_state`."""
+        return self._keyed().register(ListState, name, type, ttl=ttl)
+
+    def map_state(self, name: str, key_type: Any, value_type: Any, *, ttl: Ttl = None) -> MapState[Any, Any]:
+        """Register a state with a map per key; each entry has its own time-out. Raises like `value_state`."""
+        map_keys = KeyCodec(key_type)
+        return self._keyed().register(MapState, name, value_type, map_keys, ttl=ttl, detail=f"[{map_keys.name}]")
+
+    def reducing_state(
+        self, name: str, type: Any, function: Callable[[Any, Any], Any], *, ttl: Ttl = None
+    ) -> ReducingState[Any]:
+        """Register a state that combines the values added to it with `function`. Raises like `value_state`."""
+        return self._keyed().register(ReducingState, name, type, function, ttl=ttl)
+
+    def aggregating_state(
+        self, name: str, function: AggregateFunction, accumulator_type: Any, *, ttl: Ttl = None
+    ) -> AggregatingState[Any]:
+        """Register a state that keeps an accumulator of the values added to it. Raises like `value_state`."""
+        if not isinstance(function, AggregateFunction):
+            raise UsageError(
+                f"state '{name}': {function!r} is no AggregateFunction (create_accumulator, add, get_result, merge)"
+            )
+        return self._keyed().register(AggregatingState, name, accumulator_type, function, ttl=ttl)
+
+
+class KeyedState(StateFactory):
     """States that share a key: those of one stateful operator, or of an embedding program.
 
     Not thread-safe: one thread uses a scope and its handles.
@@ -100,64 +160,29 @@ class KeyedState:
 
     # States
 
-    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
-        """Register a state with one value per key.
+    def _keyed(self) -> KeyedState:
+        return self
 
-        Parameters
-        ----------
-        name
-            Unique in the scope; the state is found again by it.
-        type
-            Type of the values; see `statestore.codecs.Codec`.
-        default
-            What `value()` gives where nothing is stored.
-
-        Raises
-        ------
-        UsageError
-            The name is taken, or the type can't be stored.
-        IncompatibleStateError
-            The restored state of that name is of another kind, key type or value type.
-        """
-        return self._register(name, type, ValueState.kind, lambda n, s, c, k: ValueState(n, s, c, k, default))
-
-    def list_state(self, name: str, type: Any) -> ListState[Any]:
-        """Register a state with a list of `type` per key. Raises like `value_state`."""
-        return self._register(name, type, ListState.kind, ListState)
-
-    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
-        """Register a state with a map per key. Raises like `value_state`."""
-        map_keys = KeyCodec(key_type)
-        return self._register(
-            name, value_type, f"{MapState.kind}[{map_keys.name}]", lambda n, s, c, k: MapState(n, s, c, k, map_keys)
-        )
-
-    def reducing_state(self, name: str, type: Any, function: Callable[[Any, Any], Any]) -> ReducingState[Any]:
-        """Register a state that combines the values added to it with `function`. Raises like `value_state`."""
-        return self._register(name, type, ReducingState.kind, lambda n, s, c, k: ReducingState(n, s, c, k, function))
-
-    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
-        """Register a state that keeps an accumulator of the values added to it. Raises like `value_state`."""
-        if not isinstance(function, AggregateFunction):
-            raise UsageError(
-                f"state '{name}': {function!r} is no AggregateFunction (create_accumulator, add, get_result, merge)"
-            )
-        return self._register(
-            name, accumulator_type, AggregatingState.kind, lambda n, s, c, k: AggregatingState(n, s, c, k, function)
-        )
-
-    def _register(self, name: str, type: Any, kind: str, make: Callable[..., S]) -> S:
+    def register(self, state_class: type[S], name: str, type: Any, *arguments: Any, ttl: Ttl, detail: str = "") -> S:
+        """Register a state of any kind; the methods named after the kinds do it."""
         full_name = f"{self._prefix}/{name}" if self._prefix else name
         if name in self.states:
             raise UsageError(f"state '{full_name}' is registered already")
         codec = Codec(type)
-        keys = self._store.register(full_name, kind, self.key_type, codec)
-        state = make(full_name, self, codec, keys)
-        self.states[name] = state
+        keys = self._store.register(full_name, f"{state_class.kind}{detail}", self.key_type, codec)
+        expiry = self._store.set_ttl(full_name, ttl)
+        made: Any = (state_class if expiry is None else EXPIRING[state_class])(full_name, self, codec, keys, *arguments)
+        if expiry is not None:
+            made.expiry = expiry
+        self.states[name] = made
         self._store.share_cache()
-        return state
+        return made  # type: ignore[no-any-return]
 
     # What handles read through
+
+    def had_ttl(self, name: str) -> bool:
+        """Whether the state has, or ever had, a time-out."""
+        return self._store.had_ttl(name)
 
     @property
     def holds_entries(self) -> bool:

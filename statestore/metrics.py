@@ -29,6 +29,10 @@ class StoreMetrics:
     """Sum over the checkpoints of this opening."""
     wal_bytes: int = 0
     """Bytes logged since the opening."""
+    expired_entries: int = 0
+    """Entries swept away since the opening because their time was over."""
+    expired_bytes: int = 0
+    """Keys and values of these."""
 
     @contextmanager
     def time(self, activity: str) -> Iterator[None]:

@@ -24,6 +24,7 @@ from statestore.errors import FencedError, UsageError
 from statestore.io import AppendStorage, FolderLock, LocalStorage, MemoryStorage, Storage, open_storage, redacted
 from statestore.keys import MAX_PARALLELISM_LIMIT
 from statestore.store import StateStore, StoreSettings
+from statestore.ttl import TimeToLive
 from statestore.wal.log import Log
 
 
@@ -213,4 +214,5 @@ def _settings(config: Config) -> StoreSettings:
         num_retained=config.checkpointing.num_retained,
         base_ratio=config.checkpointing.base_ratio,
         base_min_bytes=config.checkpointing.base_min_size,
+        ttl=TimeToLive(config.state.ttl, config.state.ttl_update, config.state.ttl_time),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from statestore.keys import split_entry
 from statestore.types import Epoch
 
 ENTRY_OVERHEAD_BYTES = 200
@@ -39,6 +40,14 @@ class EpochBatch:
         self.entries[entry_key] = value
         self.collections.setdefault(prefix, set()).add(entry_key)
 
+    def put_entry(self, entry_key: bytes, value: bytes | None) -> None:
+        """Set one entry of whatever state."""
+        _, _, _, sub_key = split_entry(entry_key)
+        if sub_key[:1] == b"\0":
+            self.put_collection(entry_key[: len(entry_key) - len(sub_key) + 1], entry_key, value)
+        else:
+            self.put(entry_key, value)
+
     def merge(self, later: EpochBatch) -> None:
         """Take in the batch of a later epoch."""
         self.entries.update(later.entries)
@@ -61,11 +70,6 @@ class Pending:
     def ready_bytes(self) -> int:
         """Estimated memory of what could be applied now."""
         return self._ready_bytes
-
-    @property
-    def complete_epoch(self) -> Epoch:
-        """Last epoch that is ready to be applied, 0 when nothing is."""
-        return self._ready.epoch
 
     def add(self, batch: EpochBatch, epoch: Epoch, size: int) -> None:
         """Take over the batch of a committed epoch, `size` bytes in the log."""

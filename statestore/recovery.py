@@ -33,6 +33,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.stamp import STAMP_KEY, decode_stamp, encode_stamp
+from statestore.ttl import Times
 from statestore.types import Epoch
 from statestore.wal.log import Log, SealedSegment
 from statestore.wal.record import StateDescriptor
@@ -42,6 +43,7 @@ logger = logging.getLogger("statestore.recovery")
 ENTRIES_PER_APPLY = 200_000
 BYTES_PER_APPLY = 32 << 20
 NOTHING = Epoch(0)
+START = Times()
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Recovered:
 
     epoch: Epoch = NOTHING
     meta: dict[str, Any] = field(default_factory=dict)
+    times: Times = START
     states: list[StateDescriptor] = field(default_factory=list)
     checkpoint: Manifest | None = None
     base: BaseEntry | None = None
@@ -266,6 +269,7 @@ class Recovery:
         recovered = Recovered(
             epoch=manifest.epoch,
             meta=manifest.meta,
+            times=manifest.times,
             states=list(manifest.states),
             checkpoint=manifest,
             base=part.base,
@@ -363,6 +367,7 @@ class Recovery:
         for group in self._log.groups(after):
             recovered.epoch, recovered.meta = group.epoch, group.commit.meta
             recovered.states = group.commit.states or recovered.states
+            recovered.times = group.commit.times
         last: SealedSegment | None = self._log.sealed[-1] if self._log.sealed else None
         if last is not None and last.last_epoch >= recovered.epoch:
             recovered.log_sequence, recovered.log_sha256 = last.sequence, last.sha256

@@ -129,6 +129,7 @@ class State(Generic[T]):
         self._changed[self._scope.key] = ABSENT
 
     def _encode_value(self, value: Any) -> bytes:
+        """Payload of a value. Raises UsageError when it is not of the declared type."""
         expected = self._codec.value_class
         if expected is not None and not isinstance(value, expected):
             raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(value).__name__}: {value!r}")
@@ -141,11 +142,11 @@ class State(Generic[T]):
             raise UsageError(
                 f"a value of state '{self.name}' can't be encoded as {self._codec.name}: {error}"
             ) from error
-        return self._head + data
+        return data
 
     def _decode(self, stored: bytes) -> Any:
-        """Value in a stored entry. Raises CorruptionError."""
-        _, _, payload = open_envelope(stored, self.name)
+        """What is cached of a stored value. Raises CorruptionError."""
+        _, payload = open_envelope(stored, self.name)
         return self._codec.decode_stored(payload, self.name)
 
 
@@ -159,6 +160,10 @@ class SingleState(State[T]):
     def _fetch(self, key: Any) -> Any:
         stored = self._scope.read(self._keys.of(self._scope.encode_key(key)))
         return ABSENT if stored is None else self._decode(stored)
+
+    def _put(self, value: Any) -> None:
+        """Set the current key's value."""
+        self._changed[self._scope.key] = value
 
     def _load(self, key: Any) -> Any:
         """Bring `key`, and with it all other keys of the scope's batch, into the young generation."""
@@ -203,11 +208,11 @@ class SingleState(State[T]):
                 try:
                     data = head + encode(value)
                 except Exception:
-                    data = self._encode_value(value)
+                    data = head + self._encode_value(value)
                 size += len(data)
                 entries[entry_key(encode_key(key))] = data
             else:
-                data = self._encode_value(value)
+                data = head + self._encode_value(value)
                 size += len(data)
                 entries[entry_key(encode_key(key))] = data
         return size
@@ -284,7 +289,7 @@ class ReducingState(SingleState[T]):
     def add(self, value: T) -> None:
         """Combine `value` into the current key's."""
         current = self._current()
-        self._changed[self._scope.key] = value if current is ABSENT else self._function(current, value)
+        self._put(value if current is ABSENT else self._function(current, value))
 
     def get(self) -> T | None:
         """The combined value, None where nothing was added."""
@@ -326,7 +331,7 @@ class AggregatingState(SingleState[A]):
         """Add `value` to the current key's accumulator."""
         current, function = self._current(), self._function
         before = function.create_accumulator() if current is ABSENT else current
-        self._changed[self._scope.key] = function.add(value, before)
+        self._put(function.add(value, before))
 
     def get(self) -> Any:
         """Result for the current key, None where nothing was added."""

@@ -10,11 +10,13 @@ One thread uses a store and its handles; only `PendingCheckpoint.finish` may run
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.backend import Backend
@@ -22,16 +24,16 @@ from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, Sn
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
 from statestore.codecs import Codec
-from statestore.collection_state import ListState, MapState
 from statestore.errors import ClosedError, IncompatibleStateError, StateMigrationError, UsageError
 from statestore.io import FolderLock
-from statestore.keyed import KeyedState
+from statestore.keyed import KeyedState, StateFactory
 from statestore.keys import EntryKeys, prefix_end, read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import MISSING, EpochBatch, Pending
 from statestore.recovery import Recovered, Recovery
 from statestore.stamp import STAMP_KEY, STAMP_STATE_ID, encode_stamp
-from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
+from statestore.sweep import Sweep
+from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeToLive, Ttl
 from statestore.types import Attempt, CheckpointId, Epoch
 from statestore.wal.log import Log
 from statestore.wal.record import CommitRecord, StateDescriptor
@@ -61,9 +63,11 @@ class StoreSettings:
     num_retained: int
     base_ratio: float
     base_min_bytes: int
+    ttl: TimeToLive
+    """Of the states that declare none."""
 
 
-class StateStore:
+class StateStore(StateFactory):
     """Keyed state on a backend, with a log and checkpoints. Made by `statestore.open`.
 
     Guarantees
@@ -99,6 +103,9 @@ class StateStore:
         self._backend, self._log, self._clock, self._settings = backend, log, clock, settings
         self._lock, self._auto_complete, self._run = lock, auto_complete, run
         self._pending = Pending()
+        self._times = StateClock(clock)
+        self._default_ttl = settings.ttl
+        self._sweep = Sweep(backend, max_parallelism, clock)
         self._states: dict[str, StateDescriptor] = {}
         self._states_changed = False
         self._epoch = Epoch(0)
@@ -106,6 +113,7 @@ class StateStore:
         """Whether anything has ever been committed; until then there is no need to look for it."""
         self._meta: dict[str, Any] = {}
         self._scopes: list[KeyedState] = []
+        self._expiries: dict[str, Expiry] = {}
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="statestore-apply")
         self._flushing: Future[None] | None = None
         self._persisted = Epoch(0)
@@ -135,6 +143,7 @@ class StateStore:
     def _begin(self, recovered: Recovered) -> None:
         self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
         self._states = {state.name: state for state in recovered.states}
+        self._times.go_on_from(recovered.times)
         self.finished_meta = recovered.finished_meta
         checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
         if recovered.epoch:
@@ -159,6 +168,7 @@ class StateStore:
             settings=self._settings,
             max_parallelism=self.max_parallelism,
             recovered=recovered,
+            sweep=self._sweep,
         )
 
     @property
@@ -182,25 +192,8 @@ class StateStore:
         """Work on `key` within a `with` block."""
         return self._default.at(key)
 
-    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
-        """See `KeyedState.value_state`."""
-        return self._default.value_state(name, type, default)
-
-    def list_state(self, name: str, type: Any) -> ListState[Any]:
-        """See `KeyedState.list_state`."""
-        return self._default.list_state(name, type)
-
-    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
-        """See `KeyedState.map_state`."""
-        return self._default.map_state(name, key_type, value_type)
-
-    def reducing_state(self, name: str, type: Any, function: Any) -> ReducingState[Any]:
-        """See `KeyedState.reducing_state`."""
-        return self._default.reducing_state(name, type, function)
-
-    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
-        """See `KeyedState.aggregating_state`."""
-        return self._default.aggregating_state(name, function, accumulator_type)
+    def _keyed(self) -> KeyedState:
+        return self._default
 
     def register(self, name: str, kind: str, key_type: str, codec: Codec) -> EntryKeys:
         """Find the state `name` among the restored ones, or give it an id; handles call this. Raises IncompatibleStateError."""
@@ -222,6 +215,36 @@ class StateStore:
                 name, known.type, codec.name, "the types differ; declare the stored type, or rename the state"
             )
         return EntryKeys(known.id, self.max_parallelism)
+
+    def set_ttl(self, name: str, ttl: Ttl) -> Expiry | None:
+        """Switch a registered state's time-out on or off; what tells the expired, or None when nothing expires. Raises UsageError."""
+        state = self._states[name]
+        time_to_live = self._default_ttl if ttl is None else ttl if isinstance(ttl, TimeToLive) else TimeToLive(ttl)
+        if time_to_live.seconds == 0:
+            if state.ttl is not None:
+                self._note_ttl(name, SWITCHED_OFF)
+            return None
+        expiry = Expiry(time_to_live, self._times, state.ttl)
+        self._sweep.watch(state.id, expiry)
+        self._expiries[name] = expiry
+        self._note_ttl(name, expiry.to_store())
+        return expiry
+
+    def _note_ttl(self, name: str, ttl: StoredTtl) -> None:
+        if self._states[name].ttl != ttl:
+            self._states[name] = replace(self._states[name], ttl=ttl)
+            self._states_changed = True
+
+    def had_ttl(self, name: str) -> bool:
+        """Whether a registered state has, or ever had, a time-out."""
+        return self._states[name].ttl is not None
+
+    def advance_event_time(self, seconds: float) -> None:
+        """Tell how far event time has come, for states whose time-out goes by it: Unix time in seconds. It never goes back."""
+        self._times.advance_event_ms(round(seconds * 1000))
+        for name, expiry in self._expiries.items():
+            if expiry.since_ms is None:
+                self._note_ttl(name, expiry.to_store())
 
     def share_cache(self) -> None:
         """Divide the cache between the registered states; handles call this when they are made."""
@@ -253,8 +276,8 @@ class StateStore:
         self._apply_and_wait()
         # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
         count, group, keys = 0, b"", set[bytes]()
-        for entry_key, _ in self._backend.scan(b"", None):
-            if entry_key == STAMP_KEY:
+        for entry_key, stored in self._backend.scan(b"", None):
+            if entry_key == STAMP_KEY or self._sweep.is_expired(entry_key, stored):
                 continue
             if entry_key[:2] != group:
                 count, group, keys = count + len(keys), entry_key[:2], set()
@@ -304,6 +327,7 @@ class StateStore:
 
     def _log_epoch(self, meta: dict[str, Any]) -> None:
         batch = EpochBatch()
+        self._remove_expired(batch)  # before the changes: what was touched since stays
         for scope in self._scopes:
             for state in scope.states.values():
                 state.flush(batch)
@@ -311,11 +335,20 @@ class StateStore:
         if self._states_changed or self._log.needs_states:
             states = list(self._states.values())
         epoch = Epoch(self._epoch + 1)
-        size = self._log.append(batch.entries, epoch, CommitRecord(meta, states))
+        size = self._log.append(batch.entries, epoch, CommitRecord(meta, self._times.times(), states))
         self.metrics.wal_bytes += size
+        self._sweep.owe(len(batch.entries))
         self._epoch, self._meta, self._states_changed = epoch, meta, False
         self._pending.add(batch, epoch, size)
         self.holds_entries = self.holds_entries or bool(batch.entries)
+
+    def _remove_expired(self, batch: EpochBatch) -> None:
+        found = dict(self._sweep.take())
+        for (entry_key, size), newest in zip(found.items(), self._pending.get_many(list(found)), strict=True):
+            if newest is MISSING or (isinstance(newest, bytes) and self._sweep.is_expired(entry_key, newest)):
+                batch.put_entry(entry_key, None)
+                self.metrics.expired_entries += 1
+                self.metrics.expired_bytes += size
 
     # Applying
 
@@ -325,10 +358,16 @@ class StateStore:
         if ready > self._settings.pending_bytes:
             if self._flushing is not None and ready > 2 * self._settings.pending_bytes:
                 self._flushing.result()  # the backend can't keep up: wait for it, rather than fill the memory
-            if self._flushing is None or self._flushing.done():
-                self._raise_background_failure()
-                self._flushing = self._flusher.submit(self._apply_ready)
+            self._in_background(self._apply_ready)
+        elif self._sweep.is_due():
+            self._in_background(self._sweep_some)
         self._trim_log()
+
+    def _in_background(self, task: Callable[[], None]) -> None:
+        """Have the applying thread do it, unless it is busy: then it comes with a later commit."""
+        if self._flushing is None or self._flushing.done():
+            self._raise_background_failure()
+            self._flushing = self._flusher.submit(task)
 
     def _apply_ready(self) -> None:
         batch = self._pending.take()
@@ -340,7 +379,13 @@ class StateStore:
             self._backend.apply(batch.entries, batch.epoch)
             crashpoints.reach("backend.applied")
             self._pending.finish()
+            self._sweep.applied(batch.entries)
             self._persisted = self._backend.persist()
+
+    def _sweep_some(self) -> None:
+        if self._sweep.has_waited():  # so that what waits for the backend is swept too, however little it is
+            self._apply_ready()
+        self._sweep.look()
 
     def _apply_and_wait(self) -> None:
         """Apply all that is complete, now."""
@@ -389,7 +434,7 @@ class StateStore:
         with self.metrics.time("checkpoint"):
             self._log.seal()
             crashpoints.reach("checkpoint.sealed")
-            return self._chain.begin(epoch, self._meta, list(self._states.values()), final=final)
+            return self._chain.begin(epoch, self._meta, self._times.times(), list(self._states.values()), final=final)
 
     def complete(self, info: CheckpointInfo) -> None:
         """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from statestore.collection_state import ListState, MapState
 from statestore.errors import StateStoreError
-from statestore.keyed import KeyedState
-from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
+from statestore.keyed import KeyedState, StateFactory
 
 K = TypeVar("K")
 E = TypeVar("E")
@@ -41,8 +39,8 @@ class UserCodeError(StateStoreError, RuntimeError):
         return cls(operator, f"{type(error).__name__}: {error}", place)
 
 
-class RuntimeContext:
-    """What a function is opened with: the way to its state.
+class RuntimeContext(StateFactory):
+    """What a function is opened with: the way to its state (`value_state`, `list_state`, `map_state`, ...).
 
     Attributes
     ----------
@@ -58,25 +56,8 @@ class RuntimeContext:
         self.job, self.operator, self.attempt = job, operator, attempt
         self._scope = scope
 
-    def value_state(self, name: str, type: Any, default: Any = None) -> ValueState[Any]:
-        """One value per key; see `statestore.KeyedState.value_state`."""
-        return self._scope.value_state(name, type, default)
-
-    def list_state(self, name: str, type: Any) -> ListState[Any]:
-        """A list per key."""
-        return self._scope.list_state(name, type)
-
-    def map_state(self, name: str, key_type: Any, value_type: Any) -> MapState[Any, Any]:
-        """A map per key."""
-        return self._scope.map_state(name, key_type, value_type)
-
-    def reducing_state(self, name: str, type: Any, function: Callable[[Any, Any], Any]) -> ReducingState[Any]:
-        """Values combined by a function, per key."""
-        return self._scope.reducing_state(name, type, function)
-
-    def aggregating_state(self, name: str, function: AggregateFunction, accumulator_type: Any) -> AggregatingState[Any]:
-        """An accumulator per key."""
-        return self._scope.aggregating_state(name, function, accumulator_type)
+    def _keyed(self) -> KeyedState:
+        return self._scope
 
 
 class KeyContext(Generic[K]):

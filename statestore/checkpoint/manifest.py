@@ -17,6 +17,7 @@ import msgspec
 
 from statestore.errors import CorruptionError, UsageError
 from statestore.io import checked_name
+from statestore.ttl import Times
 from statestore.types import Attempt, CheckpointId, Epoch
 from statestore.wal.record import StateDescriptor
 
@@ -130,6 +131,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[Part]
     meta: dict[str, Any]
     """What the caller keeps with the state: source positions, sink transactions, watermarks."""
+    times: Times
+    """Where the clocks of time-outs stood."""
     uploaded_bytes: int
     """Bytes this checkpoint added to the storage, its manifest left out."""
     format: int = FORMAT

@@ -26,6 +26,8 @@ from statestore.clock import Clock
 from statestore.errors import StateStoreError, UnavailableError
 from statestore.metrics import StoreMetrics
 from statestore.stamp import STAMP_KEY
+from statestore.sweep import Sweep
+from statestore.ttl import Times
 from statestore.types import Attempt, CheckpointId, Epoch
 from statestore.wal.log import Log, SealedSegment
 from statestore.wal.record import StateDescriptor
@@ -104,10 +106,12 @@ class SnapshotChain:
         settings: StoreSettings,
         max_parallelism: int,
         recovered: Recovered,
+        sweep: Sweep,
     ):
         self._checkpoints, self._log, self._backend = checkpoints, log, backend
         self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
         self._settings, self._max_parallelism = settings, max_parallelism
+        self._sweep = sweep
         self._base, self._deltas = recovered.base, recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
         self.newest_id = checkpoints.latest() or CheckpointId(0)
@@ -120,7 +124,7 @@ class SnapshotChain:
         self._making_base: Future[BaseEntry] | None = None
 
     def begin(
-        self, epoch: Epoch, meta: dict[str, Any], states: list[StateDescriptor], *, final: bool
+        self, epoch: Epoch, meta: dict[str, Any], times: Times, states: list[StateDescriptor], *, final: bool
     ) -> PendingCheckpoint:
         """Fix what the checkpoint at `epoch` will consist of."""
         self._adopt_base()
@@ -146,6 +150,7 @@ class SnapshotChain:
             states=states,
             parts=[part],
             meta=meta,
+            times=times,
             uploaded_bytes=0,
         )
         return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
@@ -237,7 +242,8 @@ class SnapshotChain:
         return upload_base(self._checkpoints, self._entries(), epoch, self._attempt)
 
     def _entries(self) -> Iterator[tuple[bytes, bytes]]:
-        return (item for item in self._backend.scan(b"", None) if item[0] != STAMP_KEY)
+        is_expired = self._sweep.is_expired
+        return (item for item in self._backend.scan(b"", None) if item[0] != STAMP_KEY and not is_expired(*item))
 
     def raise_failure(self) -> None:
         """Raise what ended the making of a base, if it was damage."""

@@ -10,7 +10,7 @@ Grammar (integers little-endian; crc is CRC-32C):
     segment = "SSTWAL" · 00 · version u8 · length u32 · crc of header u32 · crc of the 16 bytes before u32 · header as MessagePack map
     record  = length u32 · type u8 · epoch u64 · crc of payload u32 · crc of the 17 bytes before u32 · payload
     payload = zstd frame of: BATCH  MessagePack map of entry key to value, nil deletes
-                             COMMIT MessagePack map {meta, states}
+                             COMMIT MessagePack map {meta, times, states}
 
 Heads have a checksum of their own, so that a flipped length can't pass for a torn tail.
 """
@@ -28,6 +28,7 @@ import zstandard
 
 from statestore.backend import Batch
 from statestore.errors import CorruptionError, UsageError
+from statestore.ttl import StoredTtl, Times
 from statestore.types import Attempt, Epoch
 
 MAGIC = b"SSTWAL\x00\x01"
@@ -53,6 +54,8 @@ class StateDescriptor(msgspec.Struct, frozen=True):
     """Readable name of the value type."""
     fingerprint: str
     """Hash of the value type's schema."""
+    ttl: StoredTtl | None = None
+    """None when it never had a time-out."""
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -72,6 +75,7 @@ class CommitRecord(msgspec.Struct, frozen=True):
     """Closes an epoch."""
 
     meta: dict[str, Any]
+    times: Times
     states: list[StateDescriptor] | None = None
     """All registered states, where they changed since the last COMMIT of the segment."""
 

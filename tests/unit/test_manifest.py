@@ -12,6 +12,7 @@ from statestore.checkpoint.manifest import LogDelta, Manifest, Part, decode_mani
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, CorruptionError, FencedError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
+from statestore.ttl import Times
 
 
 def delta(path, first, last, data=b""):
@@ -44,6 +45,7 @@ def manifest(number, deltas=None, *, attempt=1, job="job"):
         states=[],
         parts=[part],
         meta={"sources": {"s": {"position": 7}}},
+        times=Times(),
         uploaded_bytes=0,
     )
 

@@ -7,6 +7,7 @@ import zstandard
 
 from statestore.errors import ClosedError, CorruptionError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
+from statestore.ttl import Times
 from statestore.wal import record
 from statestore.wal.log import Log, segment_name
 from statestore.wal.record import CommitRecord, StateDescriptor
@@ -22,7 +23,7 @@ def new_log(storage, *, attempt=1, epoch=0, sequence=1, previous=""):
 
 def commit(log, epoch, **entries):
     batch = {key.encode(): None if value is None else str(value).encode() for key, value in entries.items()}
-    log.append(batch, epoch, CommitRecord({"position": epoch}, STATES if log.needs_states else None))
+    log.append(batch, epoch, CommitRecord({"position": epoch}, Times(), STATES if log.needs_states else None))
 
 
 def recovered(storage):
@@ -231,11 +232,11 @@ def test_a_group_of_many_records(monkeypatch):
 def test_large_batches_are_split_by_bytes_and_a_too_large_value_refused(monkeypatch):
     monkeypatch.setattr(record, "RECORD_RAW_MAX_BYTES", 1000)
     log = new_log(MemoryStorage("mem"))
-    log.append({b"%d" % n: b"x" * 300 for n in range(9)}, 1, CommitRecord({}))
+    log.append({b"%d" % n: b"x" * 300 for n in range(9)}, 1, CommitRecord({}, Times()))
     log.seal()
     assert sum(map(len, (part for _, part in history(log)))) == 9
     with pytest.raises(UsageError, match="over the limit"):
-        log.append({b"k": b"x" * 1100}, 2, CommitRecord({}))
+        log.append({b"k": b"x" * 1100}, 2, CommitRecord({}, Times()))
 
 
 def test_a_decompression_bomb_is_refused():
