@@ -328,6 +328,7 @@ class StateStore(StateFactory):
     def _log_epoch(self, meta: dict[str, Any]) -> None:
         batch = EpochBatch()
         self._remove_expired(batch)  # before the changes: what was touched since stays
+        swept = len(batch.entries)
         for scope in self._scopes:
             for state in scope.states.values():
                 state.flush(batch)
@@ -337,7 +338,7 @@ class StateStore(StateFactory):
         epoch = Epoch(self._epoch + 1)
         size = self._log.append(batch.entries, epoch, CommitRecord(meta, self._times.times(), states))
         self.metrics.wal_bytes += size
-        self._sweep.owe(len(batch.entries))
+        self._sweep.owe(len(batch.entries) - swept)
         self._epoch, self._meta, self._states_changed = epoch, meta, False
         self._pending.add(batch, epoch, size)
         self.holds_entries = self.holds_entries or bool(batch.entries)

@@ -11,8 +11,9 @@ from statestore import load_config, open_store
 class Stores:
     """Stores of one job, whose checkpoints all lie in one folder."""
 
-    def __init__(self, places, *settings, job="job", auto_complete=False):
+    def __init__(self, places, *settings, job="job", auto_complete=False, clock=None):
         self._places, self._settings, self._job, self._auto_complete = places, settings, job, auto_complete
+        self._clock = clock
         self.checkpoints = places.folder / "checkpoints"
         self._open = []
 
@@ -20,7 +21,13 @@ class Stores:
         overrides = [*self._places.overrides(backend), f"checkpointing.dir={self.checkpoints}"]
         config = load_config(overrides=[*overrides, *self._settings, *settings])
         store = open_store(
-            config, self._job, restore=restore, run=run, key_type=key_type, auto_complete=self._auto_complete
+            config,
+            self._job,
+            restore=restore,
+            run=run,
+            key_type=key_type,
+            auto_complete=self._auto_complete,
+            clock=self._clock,
         )
         self._open.append(store)
         return store
