@@ -26,6 +26,7 @@ from statestore.keyed import KeyedState
 from statestore.opening import open, open_store
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
+from statestore.timers import Timers
 from statestore.ttl import TimeToLive
 from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
 
@@ -54,6 +55,7 @@ __all__ = [
     "StateStore",
     "StateStoreError",
     "TimeToLive",
+    "Timers",
     "UnavailableError",
     "UsageError",
     "ValueState",

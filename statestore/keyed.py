@@ -13,7 +13,8 @@ from statestore.errors import UsageError
 from statestore.expiring import EXPIRING
 from statestore.keys import KeyCodec
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, State, ValueState
-from statestore.ttl import Ttl
+from statestore.timers import Timers
+from statestore.ttl import TimeDomain, Ttl
 
 if TYPE_CHECKING:
     from statestore.store import StateStore
@@ -87,6 +88,25 @@ class StateFactory(ABC):
             )
         return self._keyed().register(AggregatingState, name, accumulator_type, function, ttl=ttl)
 
+    def timers(self, name: str, *, time: TimeDomain = "processing-time") -> Timers:
+        """Register timers.
+
+        Parameters
+        ----------
+        name
+            Unique among the states of the scope; the timers are found again by it.
+        time
+            "processing-time", the machine's clock, or "event-time", as far as the program says it has come.
+
+        Raises
+        ------
+        UsageError
+            The name is taken.
+        IncompatibleStateError
+            The restored state of that name is something else.
+        """
+        return self._keyed().register_timers(name, time)
+
 
 class KeyedState(StateFactory):
     """States that share a key: those of one stateful operator, or of an embedding program.
@@ -107,7 +127,8 @@ class KeyedState(StateFactory):
         self.encode_key = self._key_codec.encode
         self.key: Any = NO_KEY
         self.batch: Sequence[Any] = ()
-        self.states: dict[str, State[Any]] = {}
+        self.decode_key = self._key_codec.decode
+        self.states: dict[str, State[Any] | Timers] = {}
 
     # Current key
 
@@ -165,9 +186,7 @@ class KeyedState(StateFactory):
 
     def register(self, state_class: type[S], name: str, type: Any, *arguments: Any, ttl: Ttl, detail: str = "") -> S:
         """Register a state of any kind; the methods named after the kinds do it."""
-        full_name = f"{self._prefix}/{name}" if self._prefix else name
-        if name in self.states:
-            raise UsageError(f"state '{full_name}' is registered already")
+        full_name = self._full_name(name)
         codec = Codec(type)
         keys = self._store.register(full_name, f"{state_class.kind}{detail}", self.key_type, codec)
         expiry = self._store.set_ttl(full_name, ttl)
@@ -178,7 +197,33 @@ class KeyedState(StateFactory):
         self._store.share_cache()
         return made  # type: ignore[no-any-return]
 
+    def _full_name(self, name: str) -> str:
+        full_name = f"{self._prefix}/{name}" if self._prefix else name
+        if name in self.states:
+            raise UsageError(f"state '{full_name}' is registered already")
+        return full_name
+
+    def register_timers(self, name: str, time: TimeDomain) -> Timers:
+        """See `timers`."""
+        full_name = self._full_name(name)
+        state_id = self._store.register(full_name, f"{Timers.kind}[{time}]", self.key_type, Codec(None)).state_id
+        made = self.states[name] = Timers(full_name, self, state_id, self._store.max_parallelism, time)
+        return made
+
     # What handles read through
+
+    def encoded_key(self) -> bytes:
+        """The current key as bytes. Raises UsageError when there is none."""
+        hash(self.key)  # which raises where there is none
+        return self.encode_key(self.key)
+
+    def now_ms(self, time: TimeDomain) -> int | None:
+        """Present time of a time domain in milliseconds, None while it is not known."""
+        return self._store.now_ms(time)
+
+    def read_first(self, prefix: bytes, start: bytes, limit: int, changes: dict[bytes, bytes | None]) -> list[bytes]:
+        """First keys from `start` on with this prefix, with `changes` on top of what is committed."""
+        return self._store.read_first(prefix, start, limit, changes) if self.holds_entries or changes else []
 
     def had_ttl(self, name: str) -> bool:
         """Whether the state has, or ever had, a time-out."""

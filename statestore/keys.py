@@ -200,12 +200,12 @@ def prefix_end(prefix: bytes) -> bytes | None:
 class EntryKeys:
     """Makes the entry keys of one state; the tables it holds keep the cost per key to a hash and two concatenations."""
 
-    __slots__ = ("_max_parallelism", "_prefixes")
+    __slots__ = ("_max_parallelism", "_prefixes", "state_id")
 
     def __init__(self, state_id: int, max_parallelism: int):
         tail = state_id.to_bytes(2, "big")
         self._prefixes = [group_start(group) + tail for group in range(max_parallelism)]
-        self._max_parallelism = max_parallelism
+        self._max_parallelism, self.state_id = max_parallelism, state_id
 
     def of(self, key: bytes, sub_key: bytes = b"") -> bytes:
         """Entry key of an encoded key and sub-key."""

@@ -9,11 +9,13 @@ One thread uses a store and its handles; only `PendingCheckpoint.finish` may run
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -33,7 +35,8 @@ from statestore.pending import MISSING, EpochBatch, Pending
 from statestore.recovery import Recovered, Recovery
 from statestore.stamp import STAMP_KEY, STAMP_STATE_ID, encode_stamp
 from statestore.sweep import Sweep
-from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeToLive, Ttl
+from statestore.timers import Timers
+from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
 from statestore.types import Attempt, CheckpointId, Epoch
 from statestore.wal.log import Log
 from statestore.wal.record import CommitRecord, StateDescriptor
@@ -239,6 +242,10 @@ class StateStore(StateFactory):
         """Whether a registered state has, or ever had, a time-out."""
         return self._states[name].ttl is not None
 
+    def now_ms(self, time: TimeDomain) -> int | None:
+        """Present time of a time domain in milliseconds, None while it is not known. It never goes back."""
+        return self._times.now_ms(time)
+
     def advance_event_time(self, seconds: float) -> None:
         """Tell how far event time has come, for states whose time-out goes by it: Unix time in seconds. It never goes back."""
         self._times.advance_event_ms(round(seconds * 1000))
@@ -271,13 +278,21 @@ class StateStore(StateFactory):
         merged.update(changed)
         return iter(sorted((key, value) for key, value in merged.items() if value is not None))
 
+    def read_first(self, prefix: bytes, start: bytes, limit: int, changes: dict[bytes, bytes | None]) -> list[bytes]:
+        """First entry keys from `start` on with this prefix, with `changes` on top of what is committed."""
+        changed = {**self._pending.collection(prefix), **changes}
+        added = sorted(key for key, value in changed.items() if value is not None and key >= start)
+        stored = (key for key, _ in self._backend.scan(start, prefix_end(prefix)) if key not in changed)
+        return list(islice(heapq.merge(stored, added), limit))
+
     def count_keys(self) -> int:
         """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
         self._apply_and_wait()
         # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
         count, group, keys = 0, b"", set[bytes]()
+        timers = {state.id.to_bytes(2, "big") for state in self._states.values() if state.kind.startswith(Timers.kind)}
         for entry_key, stored in self._backend.scan(b"", None):
-            if entry_key == STAMP_KEY or self._sweep.is_expired(entry_key, stored):
+            if entry_key == STAMP_KEY or entry_key[2:4] in timers or self._sweep.is_expired(entry_key, stored):
                 continue
             if entry_key[:2] != group:
                 count, group, keys = count + len(keys), entry_key[:2], set()

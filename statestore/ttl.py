@@ -101,14 +101,14 @@ class StateClock:
             self._processing_ms = now
         return self._processing_ms
 
-    def event_ms(self) -> int | None:
-        """Event time, None while it is not known."""
-        return self._event_ms
-
     def advance_event_ms(self, event_ms: int) -> None:
         """Event time has come to `event_ms`; an earlier time changes nothing."""
         if self._event_ms is None or event_ms > self._event_ms:
             self._event_ms = event_ms
+
+    def now_ms(self, domain: TimeDomain) -> int | None:
+        """Time in a domain, None while it is not known."""
+        return self.processing_ms() if domain == "processing-time" else self._event_ms
 
     def times(self) -> Times:
         """Both, for a commit."""
@@ -130,19 +130,19 @@ SWITCHED_OFF = StoredTtl(NO_STAMP, None)
 class Expiry:
     """Tells what is expired of one state."""
 
-    __slots__ = ("_clock", "domain", "since_ms", "touches_on_read", "ttl_ms")
+    __slots__ = ("_clock", "_time", "domain", "since_ms", "touches_on_read", "ttl_ms")
 
     def __init__(self, ttl: TimeToLive, clock: StateClock, before: StoredTtl | None):
         self._clock = clock
         self.ttl_ms = max(1, round(ttl.seconds * 1000))
         self.touches_on_read = ttl.update == "on-read-and-write"
-        self.domain = _DOMAINS[ttl.time]
+        self.domain, self._time = _DOMAINS[ttl.time], ttl.time
         goes_on = before is not None and before.domain == self.domain
         self.since_ms = before.since_ms if before is not None and goes_on else self.now()
 
     def now(self) -> int | None:
         """Time in the state's domain in milliseconds, None while it is not known."""
-        return self._clock.processing_ms() if self.domain == PROCESSING_TIME else self._clock.event_ms()
+        return self._clock.now_ms(self._time)
 
     def to_store(self) -> StoredTtl:
         """What to store; once event time is known, it counts from there."""

@@ -252,41 +252,43 @@ class RedisBackend(Backend):
         self._epoch = epoch
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """One collection through its sorted set; a wider range group by group, sorted here. Ends with a look at the markers."""
+        """One collection through its sorted set, page by page; a wider range group by group, sorted here."""
         self._connection()
-        if stop is not None and stop == prefix_end(start) and len(start) > 4 and _has_sub_key(start):
-            only = group_of_entry(start)
-            yield from self._values(only, self._collection_keys(start, stop))
-            self._check_groups(range(only, only + 1))
+        if stop is not None and _within_one_collection(start, stop):
+            yield from self._scan_collection(start, stop)
             return
         last = len(self._groups) if stop is None else min(len(self._groups), group_of_entry(stop.ljust(2, b"\0")) + 1)
-        numbers = range(group_of_entry(start.ljust(2, b"\0")), last)
-        for number in numbers:
+        for number in range(group_of_entry(start.ljust(2, b"\0")), last):
             with _Translated(self._place):
                 keys = self._connection().hkeys(self._groups[number].data)
             wanted = sorted(key for key in keys if key >= start and (stop is None or key < stop))
-            yield from self._values(number, wanted)
-        self._check_groups(numbers)
+            for first in range(0, max(1, len(wanted)), KEYS_PER_READ):
+                yield from self._values(number, wanted[first : first + KEYS_PER_READ])
 
-    def _check_groups(self, numbers: range) -> None:
-        before = self._epoch
-        with _Translated(self._place), self._connection().pipeline(transaction=False) as pipeline:
-            for number in numbers:
-                pipeline.hmget(self._groups[number].marker, *_MARKER)
-            self._check_markers(pipeline.execute(), before)
-
-    def _collection_keys(self, start: bytes, stop: bytes) -> list[bytes]:
-        index = self._groups[group_of_entry(start)].index
-        with _Translated(self._place):
-            keys: list[bytes] = self._connection().zrangebylex(index, b"[" + start, b"(" + stop)
-        return keys
-
-    def _values(self, group: int, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        for first in range(0, len(keys), KEYS_PER_READ):
-            part = keys[first : first + KEYS_PER_READ]
+    def _scan_collection(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        number, low = group_of_entry(start), b"[" + start
+        while True:
             with _Translated(self._place):
-                values = self._connection().hmget(self._groups[group].data, part)
-            yield from ((key, value) for key, value in zip(part, values, strict=True) if value is not None)
+                keys: list[bytes] = self._connection().zrangebylex(
+                    self._groups[number].index, low, b"(" + stop, start=0, num=KEYS_PER_READ
+                )
+            yield from self._values(number, keys)
+            if len(keys) < KEYS_PER_READ:
+                return
+            low = b"(" + keys[-1]
+
+    def _values(self, number: int, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of some keys, after a look at the group's marker, which was still there after the keys had been read."""
+        group, before = self._groups[number], self._epoch
+        with _Translated(self._place), self._connection().pipeline(transaction=False) as pipeline:
+            if keys:
+                pipeline.hmget(group.data, keys)
+            pipeline.hmget(group.marker, *_MARKER)
+            *values, marker = pipeline.execute()
+            self._check_markers([marker], before)
+        yield from (
+            (key, value) for key, value in zip(keys, values[0] if keys else (), strict=True) if value is not None
+        )
 
     def applied_epoch(self) -> Epoch:
         """The least marker of all groups, asked from the server: it may have lost its data."""
@@ -325,6 +327,15 @@ class RedisBackend(Backend):
 def _has_sub_key(entry_key: bytes) -> bool:
     length = entry_key[4]
     return len(entry_key) > 5 + length if length < 0x80 else bool(split_entry(entry_key)[3])
+
+
+def _within_one_collection(start: bytes, stop: bytes) -> bool:
+    """Whether all keys of the range are of one key, and have a sub-key."""
+    if len(start) < 5 or not _has_sub_key(start):
+        return False
+    _, _, _, sub_key = split_entry(start)
+    end = prefix_end(start[: len(start) - len(sub_key)])
+    return end is not None and stop <= end
 
 
 def _without_secret(error: Exception, url: str) -> str:

@@ -1,0 +1,201 @@
+"""Timers: moments at which a key wants to be called, kept as state.
+
+A key group's timers are one ordered collection, so that the earliest are found without knowing the others:
+
+    entry = key group u16 BE · state id u16 BE · 00 (no key) · 00 · time in ms u64 BE, its sign bit flipped · encoded key
+
+Invariants:
+- in memory are the uncommitted changes and, of each key group, the earliest timers only; the rest is where the state is;
+- of every key group all stored timers up to its `horizon` are in its buffer: a new one up to there goes in, a later one need not;
+- a timer that `due` has handed out is removed with the epoch that it was handed out in, so after a crash it comes again exactly when
+  that epoch has not become part of the state.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from statestore.envelope import plain_head
+from statestore.errors import UsageError
+from statestore.keys import group_start, key_group_of
+
+if TYPE_CHECKING:
+    from statestore.keyed import KeyedState
+    from statestore.pending import EpochBatch
+    from statestore.ttl import TimeDomain
+
+BUFFER_TIMERS = 256
+"""Of each key group, after reading; twice as many before some are forgotten again."""
+
+CHANGE_BYTES = 300
+"""What an uncommitted change costs in memory."""
+
+_STORED = plain_head(0) + b"\xc0"
+_EPOCH_SIGN = 1 << 63
+_TIME_BYTES = 8
+
+
+def _time_bytes(at: float) -> bytes:
+    try:
+        return (round(at * 1000) + _EPOCH_SIGN).to_bytes(_TIME_BYTES, "big")
+    except (OverflowError, ValueError):
+        raise UsageError(f"no timer can be set for {at}: its milliseconds must fit into 64 bits") from None
+
+
+class _Group:
+    """The earliest timers of a key group; each is its time and key as bytes, one behind the other."""
+
+    __slots__ = ("buffer", "changes", "horizon", "is_complete", "prefix")
+
+    def __init__(self, prefix: bytes):
+        self.prefix = prefix
+        self.buffer: list[bytes] = []
+        self.horizon = b""
+        """All stored timers up to it are in the buffer."""
+        self.is_complete = False
+        """Whether the buffer has all there are."""
+        self.changes: dict[bytes, bool] = {}
+        """Timers set (True) and deleted since the last commit."""
+
+    def covers(self, timer: bytes) -> bool:
+        return self.is_complete or timer <= self.horizon
+
+
+class Timers:
+    """Timers of one operator, set and deleted for the current key. The same time for the same key counts once.
+
+    Made by `timers()` of a store or scope. Times are Unix times in seconds, kept to the millisecond.
+    """
+
+    kind = "timers"
+
+    def __init__(self, name: str, scope: KeyedState, state_id: int, max_parallelism: int, time: TimeDomain):
+        self.name, self.time = name, time
+        self._scope, self._max_parallelism = scope, max_parallelism
+        tail = state_id.to_bytes(2, "big") + b"\0\0"
+        self._groups = [_Group(group_start(group) + tail) for group in range(max_parallelism)]
+        self._heap: list[tuple[bytes, int]] = []  # the first timer of each group, and some that are it no more
+        self._is_loaded = False
+
+    def __repr__(self) -> str:
+        return f"<Timers '{self.name}' in {self.time}>"
+
+    def _timer(self, at: float) -> tuple[int, bytes]:
+        key = self._scope.encoded_key()
+        return key_group_of(key, self._max_parallelism), _time_bytes(at) + key
+
+    def register(self, at: float) -> None:
+        """Have the current key called at this time; one that is past is due at once.
+
+        Raises
+        ------
+        UsageError
+            There is no current key, or the time is beyond 64 bits of milliseconds.
+        """
+        number, timer = self._timer(at)
+        group = self._groups[number]
+        group.changes[timer] = True
+        if not group.covers(timer):
+            return
+        position = bisect_left(group.buffer, timer)
+        if position < len(group.buffer) and group.buffer[position] == timer:
+            return
+        group.buffer.insert(position, timer)
+        if len(group.buffer) > 2 * BUFFER_TIMERS:
+            del group.buffer[BUFFER_TIMERS:]
+            group.horizon, group.is_complete = group.buffer[-1], False
+        if position == 0 and self._is_loaded:
+            heapq.heappush(self._heap, (timer, number))
+
+    def delete(self, at: float) -> None:
+        """Forget the current key's timer for this time, if it is set. Raises UsageError as `register` does."""
+        number, timer = self._timer(at)
+        group = self._groups[number]
+        group.changes[timer] = False
+        position = bisect_left(group.buffer, timer)
+        if position < len(group.buffer) and group.buffer[position] == timer:
+            del group.buffer[position]
+            if position == 0:
+                self._push_first(number)
+
+    def due(self, until: float | None = None) -> Iterator[tuple[float, Any]]:
+        """Take out the timers up to a time, in the order of their times; each key is made the current one.
+
+        What is set meanwhile is taken too, if it is due.
+
+        Parameters
+        ----------
+        until
+            Included. By default the present time: by the store's clock, or as far as event time has come.
+        """
+        if until is None:
+            now_ms = self._scope.now_ms(self.time)
+            if now_ms is None:
+                return
+            until = now_ms / 1000
+        end = _time_bytes(until)
+        while (first := self._first()) is not None and first[0][:_TIME_BYTES] <= end:
+            timer, number = first
+            group = self._groups[number]
+            del group.buffer[0]
+            group.changes[timer] = False
+            self._push_first(number)
+            key = self._scope.decode_key(timer[_TIME_BYTES:])
+            self._scope.key = key
+            yield (int.from_bytes(timer[:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000, key
+
+    def next_time(self) -> float | None:
+        """Time of the earliest timer, None when none is set."""
+        first = self._first()
+        return None if first is None else (int.from_bytes(first[0][:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000
+
+    def _first(self) -> tuple[bytes, int] | None:
+        if not self._is_loaded:
+            self._is_loaded = True
+            for number in range(self._max_parallelism):
+                self._push_first(number)
+        while self._heap:
+            timer, number = self._heap[0]
+            buffer = self._groups[number].buffer
+            if buffer and buffer[0] == timer:
+                return timer, number
+            heapq.heappop(self._heap)
+        return None
+
+    def _push_first(self, number: int) -> None:
+        group = self._groups[number]
+        if not group.buffer and not group.is_complete and self._is_loaded:
+            self._refill(group)
+        if group.buffer:
+            heapq.heappush(self._heap, (group.buffer[0], number))
+
+    def _refill(self, group: _Group) -> None:
+        """Read the timers behind the horizon."""
+        length = len(group.prefix)
+        changes = {group.prefix + timer: _STORED if is_set else None for timer, is_set in group.changes.items()}
+        start = group.prefix + group.horizon + b"\0" if group.horizon else group.prefix
+        entries = self._scope.read_first(group.prefix, start, BUFFER_TIMERS, changes)
+        group.buffer = [entry[length:] for entry in entries]
+        group.is_complete = len(entries) < BUFFER_TIMERS
+        if group.buffer:
+            group.horizon = group.buffer[-1]
+
+    # What the store asks of every state
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Estimated memory that is pinned by uncommitted changes."""
+        return sum(len(group.changes) for group in self._groups) * CHANGE_BYTES
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """Nothing to bound: the buffers are small."""
+
+    def flush(self, batch: EpochBatch) -> None:
+        """Put all changes since the last commit into `batch`."""
+        for group in self._groups:
+            for timer, is_set in group.changes.items():
+                batch.put_collection(group.prefix, group.prefix + timer, _STORED if is_set else None)
+            group.changes.clear()
