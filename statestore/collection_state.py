@@ -17,8 +17,9 @@ import msgspec
 from statestore.codecs import Codec
 from statestore.envelope import open_envelope
 from statestore.errors import CorruptionError, UsageError
+from statestore.footprint import footprint
 from statestore.keys import EntryKeys, KeyCodec, read_varint
-from statestore.state import ABSENT, State
+from statestore.state import ABSENT, ENTRY_OVERHEAD_BYTES, SAMPLE_WEIGHT, State
 
 if TYPE_CHECKING:
     from statestore.keyed import KeyedState
@@ -30,6 +31,12 @@ V = TypeVar("V")
 
 CHUNK_ELEMENTS = 64
 
+COLLECTION_BYTES = 500.0
+"""What a cached collection costs beside its elements."""
+
+SHARES = 8
+"""A collection that takes more than one part in so many of the cache is not kept whole."""
+
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_length = msgspec.msgpack.Decoder(int).decode
 _unpack_ages = msgspec.msgpack.Decoder(list[int]).decode
@@ -39,15 +46,69 @@ def _chunks(length: int) -> int:
     return -(-length // CHUNK_ELEMENTS)
 
 
+class _Collections(State[T]):
+    """What lists and maps share: they are weighed by their elements, and the large ones are not kept whole."""
+
+    def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
+        super().__init__(name, scope, codec, keys)
+        self._element_bytes = 200.0  # a moving average
+        self._added = 0  # elements since the last commit
+
+    @property
+    def dirty_bytes(self) -> int:
+        """As `State.dirty_bytes`."""
+        return int(len(self._changed) * COLLECTION_BYTES + self._added * self._element_bytes)
+
+    def _weigh(self, cached: CachedList | CachedMap) -> float:
+        """About how much memory a collection takes; noted in it."""
+        if cached.items:
+            element = footprint(cached.newest()) + ENTRY_OVERHEAD_BYTES
+            self._element_bytes += (element - self._element_bytes) * SAMPLE_WEIGHT
+        cached.weight = COLLECTION_BYTES + len(cached.items) * self._element_bytes
+        return cached.weight
+
+    def _has_grown(self, cached: CachedList | CachedMap) -> None:
+        """More of a collection has been read: it weighs more, or must shrink again."""
+        before = cached.weight
+        if self._weigh(cached) * SHARES > self._capacity_bytes:
+            cached.shrink()
+            self._weigh(cached)
+        if self._young.get(self._scope.key, ABSENT) is cached:
+            self._young_bytes += cached.weight - before
+
+    def _keep_changed(self, size: int) -> None:
+        self._added = 0
+        for key, cached in self._changed.items():
+            if self._young.get(key, ABSENT) is cached:
+                self._young_bytes -= cached.weight
+            if self._weigh(cached) * SHARES > self._capacity_bytes:
+                cached.shrink()
+                self._weigh(cached)
+            self._young_bytes += cached.weight
+            self._young[key] = cached
+
+
 class CachedList:
     """Elements of one key from `start` on; what is between `floor` and it has not been read, what is before `floor` is gone."""
 
-    __slots__ = ("changed_from", "floor", "items", "start", "stored")
+    __slots__ = ("changed_from", "floor", "items", "start", "stored", "weight")
 
     def __init__(self, start: int, items: list[Any], stored: int):
         self.start, self.items, self.stored = start, items, stored
         self.changed_from = stored
         self.floor = 0
+        self.weight = 0.0
+
+    def newest(self) -> Any:
+        """The last element."""
+        return self.items[-1]
+
+    def shrink(self) -> None:
+        """Forget all but the tail and what has changed."""
+        keep_from = min(self.changed_from, self.stored) // CHUNK_ELEMENTS * CHUNK_ELEMENTS
+        if keep_from > self.start:
+            del self.items[: keep_from - self.start]
+            self.start = keep_from
 
     @property
     def length(self) -> int:
@@ -55,7 +116,7 @@ class CachedList:
         return self.start + len(self.items)
 
 
-class ListState(State[T]):
+class ListState(_Collections[T]):
     """A list per key. Appending reads and writes the tail only."""
 
     kind = "list"
@@ -68,9 +129,10 @@ class ListState(State[T]):
     def _entry(self, key: Any, chunk: int | None = None) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"" if chunk is None else chunk.to_bytes(4, "big"))
 
-    def _fetch(self, key: Any) -> CachedList:
+    def _fetch(self, key: Any) -> tuple[CachedList, float]:
         head = self._scope.read(self._entry(key))
-        return CachedList(0, [], 0) if head is None else self._fetch_tail(key, head)
+        cached = CachedList(0, [], 0) if head is None else self._fetch_tail(key, head)
+        return cached, self._weigh(cached)
 
     def _fetch_tail(self, key: Any, head: bytes) -> CachedList:
         _, packed = open_envelope(head, self.name)
@@ -126,24 +188,34 @@ class ListState(State[T]):
 
     def get(self) -> list[T]:
         """A copy of the current key's list; empty where nothing is stored."""
-        return list(self._whole().items)
+        cached = self._whole()
+        elements = list(cached.items)
+        self._has_grown(cached)
+        return elements
 
     def __len__(self) -> int:
         cached: CachedList = self._whole() if self._may_lack_chunks else self._current()
-        return cached.length - cached.floor
+        length = cached.length - cached.floor
+        self._has_grown(cached)
+        return length
 
     def add(self, value: T) -> None:
         """Append one element."""
         self._change().items.append(value)
+        self._added += 1
 
     def add_all(self, values: Iterable[T]) -> None:
         """Append several elements."""
-        self._change().items.extend(values)
+        cached = self._change()
+        before = len(cached.items)
+        cached.items.extend(values)
+        self._added += len(cached.items) - before
 
     def update(self, values: Iterable[T]) -> None:
         """Replace the list."""
         cached = self._change()
         cached.start, cached.floor, cached.items, cached.changed_from = 0, 0, list(values), 0
+        self._added += len(cached.items)
 
     def clear(self) -> None:
         """Remove the current key's list."""
@@ -189,15 +261,25 @@ class ListState(State[T]):
 class CachedMap:
     """Known entries of one key; all of them when `complete`."""
 
-    __slots__ = ("changed", "complete", "items")
+    __slots__ = ("changed", "complete", "items", "weight")
 
     def __init__(self) -> None:
         self.items: dict[Any, Any] = {}
         self.complete = False
         self.changed: set[Any] = set()
+        self.weight = 0.0
+
+    def newest(self) -> Any:
+        """The entry that was read or set last, its key and value."""
+        return next(reversed(self.items.items()))
+
+    def shrink(self) -> None:
+        """Forget all but what has changed."""
+        self.items = {map_key: self.items[map_key] for map_key in self.changed}
+        self.complete = False
 
 
-class MapState(State[V], Generic[K, V]):
+class MapState(_Collections[V], Generic[K, V]):
     """A map per key. Reading or writing one entry touches that entry only."""
 
     kind = "map"
@@ -206,8 +288,9 @@ class MapState(State[V], Generic[K, V]):
         super().__init__(name, scope, codec, keys)
         self._map_keys = map_keys
 
-    def _fetch(self, key: Any) -> CachedMap:
-        return CachedMap()
+    def _fetch(self, key: Any) -> tuple[CachedMap, float]:
+        cached = CachedMap()
+        return cached, self._weigh(cached)
 
     def _prefix(self, key: Any) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"\0")
@@ -217,7 +300,10 @@ class MapState(State[V], Generic[K, V]):
         cached: CachedMap = self._current()
         value = cached.items.get(map_key)
         if value is None:
-            value = cached.items[map_key] = ABSENT if cached.complete else self._read(map_key)
+            if cached.complete:
+                return ABSENT
+            value = cached.items[map_key] = self._read(map_key)
+            self._has_grown(cached)
         return value
 
     def _read(self, map_key: K) -> Any:
@@ -227,7 +313,8 @@ class MapState(State[V], Generic[K, V]):
     def _entries(self) -> dict[K, V]:
         """All entries, read once."""
         cached: CachedMap = self._current()
-        if not cached.complete:
+        was_complete = cached.complete
+        if not was_complete:
             prefix = self._prefix(self._scope.key)
             stored = {
                 self._map_keys.decode(entry[len(prefix) :]): value
@@ -237,7 +324,10 @@ class MapState(State[V], Generic[K, V]):
                 if map_key not in cached.items:
                     cached.items[map_key] = self._decode(value)
             cached.complete = True
-        return {map_key: value for map_key, value in cached.items.items() if value is not ABSENT}
+        entries = {map_key: value for map_key, value in cached.items.items() if value is not ABSENT}
+        if not was_complete:
+            self._has_grown(cached)
+        return entries
 
     def get(self, map_key: K, default: V | None = None) -> V | None:
         """Value of an entry, or `default`."""
@@ -256,6 +346,7 @@ class MapState(State[V], Generic[K, V]):
         cached.items[map_key] = value
         cached.changed.add(map_key)
         self._changed[self._scope.key] = cached
+        self._added += 1
 
     def put_all(self, entries: dict[K, V]) -> None:
         """Set several entries."""

@@ -114,11 +114,8 @@ class ExpiringAggregatingState(_ExpiringSingle[T], AggregatingState[T]):
 class ExpiringListState(_Expiring[T], ListState[T]):
     """`ListState` whose elements have a time-out, each its own."""
 
-    def _fetch(self, key: Any) -> CachedList:
-        head = self._scope.read(self._entry(key))
-        if head is None:
-            return CachedList(0, [], 0)
-        cached = self._fetch_tail(key, head)
+    def _fetch_tail(self, key: Any, head: bytes) -> CachedList:
+        cached = super()._fetch_tail(key, head)
         if self._is_expired(
             self.expiry.touched(head)
         ):  # of its newest element: begin anew, and overwrite or drop what is there
@@ -148,20 +145,24 @@ class ExpiringListState(_Expiring[T], ListState[T]):
             cached.items[len(cached.items) - len(live) :] = [(element, now) for element in elements]
             cached.changed_from = min(cached.changed_from, cached.length - len(live))
             self._changed[self._scope.key] = cached
+            self._added += len(elements)
+        self._has_grown(cached)
         return elements
 
     def __len__(self) -> int:
         cached = self._whole()
-        return len(cached.items) - self._live_from(cached)
+        length = len(cached.items) - self._live_from(cached)
+        self._has_grown(cached)
+        return length
 
     def add(self, value: T) -> None:
         """Append one element."""
-        self._change().items.append((value, self.expiry.now()))
+        super().add((value, self.expiry.now()))  # type: ignore[arg-type]
 
     def add_all(self, values: Iterable[T]) -> None:
         """Append several elements."""
         now = self.expiry.now()
-        self._change().items.extend([(value, now) for value in values])
+        super().add_all([(value, now) for value in values])  # type: ignore[misc]
 
     def update(self, values: Iterable[T]) -> None:
         """Replace the list."""

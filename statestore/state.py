@@ -1,9 +1,10 @@
 """State handles: what user code reads and writes, always for the current key of their scope.
 
 A handle keeps decoded objects in dictionaries: those changed since the last commit, and two generations of unchanged ones. A key is
-looked up in this order; one found in the old generation moves to the young one; when that is full it becomes the old one, and what nobody
-asked for since leaves. So what is not committed stays, and a key that is updated again and again costs the look-ups of one dictionary.
-Nothing is encoded or hashed (beyond the dictionary's own hash) before the commit.
+looked up in this order; one found in the old generation moves to the young one; when that fills half of the memory allowed it becomes
+the old one, and what nobody asked for since leaves. How much an entry takes is known from its encoding, and from measuring one now and
+then. So what is not committed stays, and a key that is updated again and again costs the look-ups of one dictionary. Nothing is
+encoded or hashed (beyond the dictionary's own hash) before the commit.
 
 An object that a handle hands out belongs to the store: change a copy, or call `update` after changing it.
 """
@@ -20,6 +21,7 @@ import msgspec
 from statestore.codecs import Codec, fresh_value
 from statestore.envelope import open_envelope, plain_head
 from statestore.errors import UsageError
+from statestore.footprint import footprint
 from statestore.keys import EntryKeys
 
 if TYPE_CHECKING:
@@ -32,8 +34,11 @@ A = TypeVar("A")
 ENTRY_OVERHEAD_BYTES = 150
 """What a cached entry costs beside its encoded size: dictionary slots, key and value objects."""
 
-OBJECT_FACTOR = 3
-"""How much larger a decoded value is than its encoding, roughly."""
+OBJECT_FACTOR = 3.0
+"""How much larger a decoded value is than its encoding, before it is measured."""
+
+SAMPLE_WEIGHT = 1 / 4
+"""Of one more measurement in a moving average."""
 
 
 class _Absent:
@@ -62,7 +67,7 @@ class State(Generic[T]):
         self._changed: dict[Any, Any] = {}
         self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
-        self._entry_bytes = 256.0  # moving estimate of what a cached entry costs
+        self._young_bytes = self._old_bytes = 0.0
         self._capacity_bytes = 0
 
     def __repr__(self) -> str:
@@ -71,9 +76,14 @@ class State(Generic[T]):
     # Cache
 
     @property
+    @abstractmethod
     def dirty_bytes(self) -> int:
         """Estimated memory that is pinned by uncommitted changes."""
-        return int(len(self._changed) * self._entry_bytes)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Estimated memory of the clean entries."""
+        return int(self._young_bytes + self._old_bytes)
 
     def set_capacity(self, capacity_bytes: int) -> None:
         """Bound the memory that clean entries may take."""
@@ -93,36 +103,44 @@ class State(Generic[T]):
         """Bring `key` into the young generation, from the old one or from the store."""
         found = self._old.pop(key, UNKNOWN)
         if found is UNKNOWN:
-            found = self._fetch(key)
+            found, size = self._fetch(key)
+        else:
+            size = self._old_bytes / (len(self._old) + 1)
+            self._old_bytes -= size
         self._shrink()
         self._young[key] = found
+        self._young_bytes += size
         return found
 
     def _shrink(self) -> bool:
         """Start a new generation if the young one fills half of the capacity."""
-        is_full = len(self._young) * self._entry_bytes * 2 > self._capacity_bytes
+        is_full = self._young_bytes * 2 > self._capacity_bytes
         if is_full:
             self._old, self._young = self._young, {}
+            self._old_bytes, self._young_bytes = self._young_bytes, 0.0
         return is_full
 
     @abstractmethod
-    def _fetch(self, key: Any) -> Any:
-        """What the store holds for `key`, as this handle caches it."""
+    def _fetch(self, key: Any) -> tuple[Any, float]:
+        """What the store holds for `key`, as this handle caches it, and about how much memory that takes."""
 
     @abstractmethod
     def _encode_changes(self, batch: EpochBatch) -> int:
         """Put all that has changed into `batch`; returns its size."""
 
+    @abstractmethod
+    def _keep_changed(self, size: int) -> None:
+        """What has changed, `size` bytes encoded, is clean now: put it into the young generation."""
+
     def flush(self, batch: EpochBatch) -> None:
         """Encode all changes since the last commit into `batch`."""
-        if not self._changed:
-            return
-        size = self._encode_changes(batch)
-        estimate = OBJECT_FACTOR * size / len(self._changed) + ENTRY_OVERHEAD_BYTES
-        self._entry_bytes += (estimate - self._entry_bytes) / 2
-        self._shrink()
-        self._young.update(self._changed)
-        self._changed.clear()
+        if self._changed:
+            size = self._encode_changes(batch)
+            self._shrink()
+            self._keep_changed(size)
+            self._changed.clear()
+            if self.cached_bytes > self._capacity_bytes:
+                self._old, self._old_bytes = {}, 0.0
 
     def clear(self) -> None:
         """Remove everything of the current key."""
@@ -156,10 +174,42 @@ class SingleState(State[T]):
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         super().__init__(name, scope, codec, keys)
         self._loaded_batch: Sequence[Any] = scope.batch
+        self._object_factor = OBJECT_FACTOR
+        self._value_bytes = 100.0  # of a changed value, a moving average
 
-    def _fetch(self, key: Any) -> Any:
+    @property
+    def dirty_bytes(self) -> int:
+        """As `State.dirty_bytes`; looks at the newest change, so that large values are noticed before they are encoded."""
+        if not self._changed:
+            return 0
+        newest = next(reversed(self._changed.values()))
+        self._value_bytes += (footprint(newest) - self._value_bytes) * SAMPLE_WEIGHT
+        return int(len(self._changed) * (self._value_bytes + ENTRY_OVERHEAD_BYTES))
+
+    def _measure(self, value: Any, size: int) -> None:
+        """Learn from a value and the size of its encoding."""
+        if size:
+            self._object_factor += (footprint(value) / size - self._object_factor) * SAMPLE_WEIGHT
+
+    def _cost(self, count: int, size: float) -> float:
+        """Memory of `count` entries of `size` encoded bytes."""
+        return count * ENTRY_OVERHEAD_BYTES + self._object_factor * size
+
+    def _keep_changed(self, size: int) -> None:
+        young, changed = self._young, self._changed
+        before, average = len(young), self._young_bytes / (len(young) or 1)
+        young.update(changed)
+        replaced = len(changed) - (len(young) - before)
+        self._measure(next(reversed(changed.values())), size // len(changed))
+        self._young_bytes += self._cost(len(changed), size) - replaced * average
+
+    def _fetch(self, key: Any) -> tuple[Any, float]:
         stored = self._scope.read(self._keys.of(self._scope.encode_key(key)))
-        return ABSENT if stored is None else self._decode(stored)
+        if stored is None:
+            return ABSENT, ENTRY_OVERHEAD_BYTES
+        value = self._decode(stored)
+        self._measure(value, len(stored))
+        return value, self._cost(1, len(stored))
 
     def _put(self, value: Any) -> None:
         """Set the current key's value."""
@@ -186,16 +236,28 @@ class SingleState(State[T]):
             missing = set(keys).difference(self._changed)
         young, old = self._young, self._old
         if old:
+            average, before = self._old_bytes / len(old), len(old)
             for key in missing & old.keys():
                 young[key] = old.pop(key)
+            moved = (before - len(old)) * average
+            self._old_bytes -= moved
+            self._young_bytes += moved
             missing.difference_update(young)
         if not self._scope.holds_entries:
             young.update(dict.fromkeys(missing, ABSENT))
+            self._young_bytes += self._cost(len(missing), 0)
             return
-        encode, entry_key = self._scope.encode_key, self._keys.of
+        encode, entry_key, size = self._scope.encode_key, self._keys.of, 0
         wanted = list(missing)
         for key, stored in zip(wanted, self._scope.read_many([entry_key(encode(key)) for key in wanted]), strict=True):
-            young[key] = ABSENT if stored is None else self._decode(stored)
+            if stored is None:
+                young[key] = ABSENT
+            else:
+                young[key] = self._decode(stored)
+                size += len(stored)
+        if size and stored is not None:
+            self._measure(young[key], len(stored))
+        self._young_bytes += self._cost(len(wanted), size)
 
     def _encode_changes(self, batch: EpochBatch) -> int:
         # The loop that stops the world at a checkpoint: everything it needs is local, the usual case has no call of ours but `of`.
