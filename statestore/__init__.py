@@ -7,6 +7,7 @@ with store.key("user-1"):
 store.commit()
 """
 
+from statestore.checkpoint.parts import complete_parts
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
 from statestore.collection_state import ListState, MapState
 from statestore.config import Config, load_config
@@ -23,6 +24,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.keyed import KeyedState
+from statestore.keys import split_key_groups
 from statestore.opening import open, open_store
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
@@ -59,7 +61,9 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "ValueState",
+    "complete_parts",
     "load_config",
     "open",
     "open_store",
+    "split_key_groups",
 ]

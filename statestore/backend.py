@@ -47,6 +47,9 @@ class BackendContext:
         Local directory that is this backend's own (made by it when it needs one), or None: keep nothing on local disk.
     max_parallelism : int
         Number of key groups; every key starts with its key group as two big-endian bytes.
+    key_groups : range
+        Those that this backend keeps, by default all. Several backends of one job may share a server; none may touch the
+        entries or the marker of another's key groups.
     attempt : Attempt
         Fencing token: of two attempts that write to one place, the greater one owns it.
     options : Mapping[str, Any]
@@ -58,6 +61,12 @@ class BackendContext:
     max_parallelism: int
     attempt: Attempt
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold passwords
+    own_key_groups: range | None = None
+
+    @property
+    def key_groups(self) -> range:
+        """The key groups to keep."""
+        return range(self.max_parallelism) if self.own_key_groups is None else self.own_key_groups
 
 
 class Backend(ABC):

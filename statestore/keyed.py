@@ -11,10 +11,11 @@ from statestore.codecs import Codec
 from statestore.collection_state import ListState, MapState
 from statestore.errors import UsageError
 from statestore.expiring import EXPIRING
-from statestore.keys import KeyCodec
+from statestore.keys import KeyCodec, key_group_of
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, State, ValueState
 from statestore.timers import Timers
 from statestore.ttl import TimeDomain, Ttl
+from statestore.types import KeyGroup
 
 if TYPE_CHECKING:
     from statestore.store import StateStore
@@ -150,6 +151,11 @@ class KeyedState(StateFactory):
             self._key_codec.check(key)
         self.key = key
 
+    def key_group(self, key: Any) -> KeyGroup:
+        """Key group of a key, which decides the store that keeps its state. Raises UsageError as `set_current_key` does."""
+        self._key_codec.check(key)
+        return key_group_of(self.encode_key(key), self._store.max_parallelism)
+
     @contextmanager
     def at(self, key: Any) -> Iterator[None]:
         """Work on `key` within a `with` block, then on the key before."""
@@ -207,7 +213,8 @@ class KeyedState(StateFactory):
         """See `timers`."""
         full_name = self._full_name(name)
         state_id = self._store.register(full_name, f"{Timers.kind}[{time}]", self.key_type, Codec(None)).state_id
-        made = self.states[name] = Timers(full_name, self, state_id, self._store.max_parallelism, time)
+        store = self._store
+        made = self.states[name] = Timers(full_name, self, state_id, store.max_parallelism, store.key_groups, time)
         return made
 
     # What handles read through

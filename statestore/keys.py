@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -170,6 +171,20 @@ def key_group_of(key: bytes, max_parallelism: int) -> KeyGroup:
     return KeyGroup(xxh3_64_intdigest(key) % max_parallelism)
 
 
+def split_key_groups(parallelism: int, max_parallelism: int) -> list[range]:
+    """The key groups of each of several workers: ranges that follow each other, as equal as can be.
+
+    Raises
+    ------
+    UsageError
+        There are fewer key groups than workers.
+    """
+    if not 1 <= parallelism <= max_parallelism:
+        raise UsageError(f"parallelism is {parallelism}, it must be from 1 to the max parallelism {max_parallelism}")
+    ends = [worker * max_parallelism // parallelism for worker in range(parallelism + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
 def group_start(group: int) -> bytes:
     """First entry key of a key group; of `max parallelism` itself, the end of all."""
     return group.to_bytes(2, "big")
@@ -197,17 +212,35 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
 
 
+def foreign_key(key: bytes, group: KeyGroup, key_groups: range) -> UsageError:
+    """The error of a key that belongs to another worker's store."""
+    own = f"{key_groups.start} to {key_groups.stop - 1}"
+    return UsageError(
+        f"the key encoded as {key!r} is of key group {group}, this store keeps {own}: send it to its owner"
+    )
+
+
 class EntryKeys:
-    """Makes the entry keys of one state; the tables it holds keep the cost per key to a hash and two concatenations."""
+    """Makes the entry keys of one state; the tables it holds keep the cost per key to a hash and two concatenations.
 
-    __slots__ = ("_max_parallelism", "_prefixes", "state_id")
+    Parameters
+    ----------
+    key_groups
+        Those that the store keeps; default all.
+    """
 
-    def __init__(self, state_id: int, max_parallelism: int):
+    __slots__ = ("_key_groups", "_max_parallelism", "_prefixes", "state_id")
+
+    def __init__(self, state_id: int, max_parallelism: int, key_groups: range | None = None):
         tail = state_id.to_bytes(2, "big")
-        self._prefixes = [group_start(group) + tail for group in range(max_parallelism)]
+        self._key_groups = range(max_parallelism) if key_groups is None else key_groups
+        self._prefixes = {group: group_start(group) + tail for group in self._key_groups}
         self._max_parallelism, self.state_id = max_parallelism, state_id
 
     def of(self, key: bytes, sub_key: bytes = b"") -> bytes:
-        """Entry key of an encoded key and sub-key."""
-        prefix = self._prefixes[xxh3_64_intdigest(key) % self._max_parallelism]
+        """Entry key of an encoded key and sub-key. Raises UsageError when the key is another store's."""
+        try:
+            prefix = self._prefixes[xxh3_64_intdigest(key) % self._max_parallelism]
+        except KeyError as error:
+            raise foreign_key(key, KeyGroup(error.args[0]), self._key_groups) from None
         return prefix + (_SHORT_LENGTHS[len(key)] if len(key) < 256 else varint(len(key))) + key + sub_key

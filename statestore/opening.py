@@ -25,6 +25,7 @@ from statestore.io import AppendStorage, FolderLock, LocalStorage, MemoryStorage
 from statestore.keys import MAX_PARALLELISM_LIMIT
 from statestore.store import StateStore, StoreSettings
 from statestore.ttl import TimeToLive
+from statestore.types import Attempt
 from statestore.wal.log import Log
 
 
@@ -119,8 +120,10 @@ def open_store(
     clock: Clock | None = None,
     auto_complete: bool = False,
     root: str | None = "",
+    key_groups: range | None = None,
+    attempt: Attempt | None = None,
 ) -> StateStore:
-    """Open the store of a job.
+    """Open the store of a job, or of one of its workers.
 
     Parameters
     ----------
@@ -132,7 +135,14 @@ def open_store(
     auto_complete
         Whether a commit counts on its own (embedded), or only with a complete checkpoint (job).
     root
-        Local folder; "" is `<state.dir>/<job>`, None keeps everything in memory.
+        Local folder; "" is `<state.dir>/<job>`, and below it `<first>-<last>` for a part of the key groups; None keeps everything in
+        memory.
+    key_groups
+        Those that the store keeps, by default all: one of `split_key_groups`. A checkpoint can be restored whatever ranges it was made
+        with. See `statestore.checkpoint.parts.complete_parts` for a checkpoint of all of a job's stores.
+    attempt
+        Shared by the stores of one job; by default a new one, which fences all that were opened before. See
+        `CheckpointStorage.claim_attempt`.
     """
     checked_job_name(job)
     if root:
@@ -140,6 +150,9 @@ def open_store(
     if root == "":
         config = _with_checkpoints_in(config, checkpoint_dir(config))
         root = str(Path(config.state.dir, job))
+        if key_groups is not None and len(key_groups) < config.state.max_parallelism:
+            root = str(Path(root, f"{key_groups.start}-{key_groups.stop - 1}"))
+    own = _checked_range(key_groups, config.state.max_parallelism)
     backend_type = backend_class(config.state.backend)
     clock = clock or SystemClock()
     lock = FolderLock(root, clock) if root is not None else None
@@ -147,12 +160,12 @@ def open_store(
         checkpoints = CheckpointStorage(_checkpoint_storage(config), job)
         folder = str(Path(root, config.state.backend)) if root is not None else None
         options = config.state.backends.get(config.state.backend, {})
-        attempt = checkpoints.claim_attempt()
-        context = BackendContext(job, folder, config.state.max_parallelism, attempt, options)
+        is_shared, attempt = attempt is not None, attempt or checkpoints.claim_attempt()
+        context = BackendContext(job, folder, config.state.max_parallelism, attempt, options, own)
         try:
             backend = backend_type.open(context)
         except FencedError as error:
-            if error.owner is None or checkpoints.has_attempt(error.owner):
+            if is_shared or error.owner is None or checkpoints.has_attempt(error.owner):
                 raise
             # Its owner was counted elsewhere: the checkpoints were removed, or lie in another place. `restore` decides about the state.
             attempt = checkpoints.claim_attempt(above=error.owner)
@@ -162,10 +175,11 @@ def open_store(
             job=job,
             backend=backend,
             backend_name=config.state.backend,
-            log=Log(log_storage, job, config.state.max_parallelism),
+            log=Log(log_storage, job, config.state.max_parallelism, own),
             checkpoints=checkpoints,
             attempt=attempt,
             max_parallelism=config.state.max_parallelism,
+            key_groups=own,
             settings=_settings(config),
             clock=clock,
             place=_place(options, folder if backend.durable else None),
@@ -184,6 +198,14 @@ def open_store(
         store.release()
         raise
     return store
+
+
+def _checked_range(key_groups: range | None, max_parallelism: int) -> range:
+    if key_groups is None:
+        return range(max_parallelism)
+    if key_groups.step != 1 or not 0 <= key_groups.start < key_groups.stop <= max_parallelism:
+        raise UsageError(f"key_groups is {key_groups}, it must be a part of range({max_parallelism})")
+    return key_groups
 
 
 def checkpoint_dir(config: Config) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 
 from statestore import crashpoints
 from statestore.backend import Backend
-from statestore.checkpoint.manifest import BaseEntry, Delta, Manifest
+from statestore.checkpoint.manifest import Base, Delta, Manifest, Part
+from statestore.checkpoint.parts import part_for
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
 from statestore.checkpoint.view import CheckpointView
 from statestore.errors import (
@@ -32,7 +33,8 @@ from statestore.errors import (
     UnavailableError,
     UsageError,
 )
-from statestore.stamp import STAMP_KEY, decode_stamp, encode_stamp
+from statestore.keys import group_start
+from statestore.stamp import decode_stamp, encode_stamp, stamp_key
 from statestore.ttl import Times
 from statestore.types import Epoch
 from statestore.wal.log import Log, SealedSegment
@@ -55,7 +57,9 @@ class Recovered:
     times: Times = START
     states: list[StateDescriptor] = field(default_factory=list)
     checkpoint: Manifest | None = None
-    base: BaseEntry | None = None
+    checkpoint_epoch: Epoch = NOTHING
+    """What the checkpoint has of this store."""
+    base: Base | None = None
     deltas: list[Delta] = field(default_factory=list)
     log_sequence: int = 0
     log_sha256: str = ""
@@ -72,6 +76,8 @@ class Recovery:
 
     Parameters
     ----------
+    key_groups
+        Those that the store keeps.
     restore
         None, "latest", "none" or a checkpoint's path; see `statestore.open`.
     run
@@ -87,12 +93,14 @@ class Recovery:
         checkpoints: CheckpointStorage,
         *,
         max_parallelism: int,
+        key_groups: range,
         restore: str | None,
         run: str,
         tail_counts: bool,
     ):
         self._backend, self._log, self._checkpoints = backend, log, checkpoints
-        self._all_groups = range(max_parallelism)
+        self._max_parallelism, self._key_groups = max_parallelism, key_groups
+        self._stamp_key = stamp_key(key_groups)
         self._restore, self._run, self._tail_counts = restore, run, tail_counts
 
     def run(self) -> Recovered:
@@ -152,6 +160,9 @@ class Recovery:
                 "or with restore='none' to start empty"
             )
 
+    def _part(self, manifest: Manifest) -> Part:
+        return part_for(manifest, self._key_groups)
+
     # Choosing
 
     def _newest(self) -> Manifest | None:
@@ -186,7 +197,7 @@ class Recovery:
         if checkpoints is not self._checkpoints:
             self._log.reset()
         elif self._log.sealed:
-            self._log.keep_to(manifest.part.log_sequence)
+            self._log.keep_to(self._part(manifest).log_sequence)
         recovered = self._restore_checkpoint(manifest, checkpoints)
         if checkpoints is not self._checkpoints:
             # Its files can't be referred to from here: the next checkpoint begins with a base of our own.
@@ -216,7 +227,7 @@ class Recovery:
     def _from_local_history(self, manifests: list[Manifest]) -> Recovered:
         """What was committed here after the newest checkpoint was made counts, also when it began from an older one, or from nothing."""
         for manifest in manifests:
-            if self._log_continues(manifest.part.log_sha256):
+            if self._log_continues(self._part(manifest).log_sha256):
                 return self._restore_checkpoint(manifest, self._checkpoints)
         return self._from_log_alone()
 
@@ -224,7 +235,7 @@ class Recovery:
 
     def _empty(self, newest: Manifest | None = None) -> Recovered:
         self._log.reset()
-        self._backend.clear(self._all_groups)
+        self._backend.clear(self._key_groups)
         return Recovered(finished_meta=newest.meta if newest is not None and newest.kind == "final" else {})
 
     def _from_log_alone(self) -> Recovered:
@@ -233,7 +244,7 @@ class Recovery:
         if self._backend_survived(last):
             self._apply_log(self._backend.applied_epoch())
         elif self._log.sealed[0].first_epoch == 1:
-            self._backend.clear(self._all_groups)
+            self._backend.clear(self._key_groups)
             self._apply_log(Epoch(0))
         else:
             raise CorruptionError(
@@ -257,21 +268,22 @@ class Recovery:
                 raise CorruptionError(f"{checkpoints.storage.url}/{name}", problem)
 
     def _check_parallelism(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
-        if manifest.max_parallelism != len(self._all_groups):
+        if manifest.max_parallelism != self._max_parallelism:
             raise IncompatibleStateError(
                 f"checkpoint {checkpoints.path_of(manifest.checkpoint_id)} has max parallelism {manifest.max_parallelism}, "
-                f"the configuration says {len(self._all_groups)}: set state.max-parallelism = {manifest.max_parallelism}"
+                f"the configuration says {self._max_parallelism}: set state.max-parallelism = {manifest.max_parallelism}"
             )
 
     def _restore_checkpoint(self, manifest: Manifest, checkpoints: CheckpointStorage) -> Recovered:
         self._check_parallelism(manifest, checkpoints)
-        part = manifest.part
+        part = self._part(manifest)
         recovered = Recovered(
-            epoch=manifest.epoch,
+            epoch=part.epoch,
             meta=manifest.meta,
             times=manifest.times,
             states=list(manifest.states),
             checkpoint=manifest,
+            checkpoint_epoch=part.epoch,
             base=part.base,
             deltas=list(part.deltas),
             log_sequence=part.log_sequence,
@@ -286,11 +298,11 @@ class Recovery:
         else:
             self._load(manifest, checkpoints)
             if continued:
-                self._apply_log(manifest.epoch)
+                self._apply_log(part.epoch)
             else:
                 self._log.reset()
         if continued:
-            self._note_log(manifest.epoch, recovered)
+            self._note_log(part.epoch, recovered)
         crashpoints.reach("recovery.loaded")
         return recovered
 
@@ -298,11 +310,11 @@ class Recovery:
         return any(sha256 in (segment.sha256, segment.previous) for segment in self._log.sealed)
 
     def _check_no_fork(self, newest: Manifest) -> None:
-        last = self._log.sealed[-1]
-        if last.last_epoch > newest.epoch and not self._log_continues(newest.part.log_sha256):
+        last, part = self._log.sealed[-1], self._part(newest)
+        if last.last_epoch > part.epoch and not self._log_continues(part.log_sha256):
             raise UsageError(
                 f"the local log (epoch {last.last_epoch}) does not continue checkpoint {newest.checkpoint_id} (epoch "
-                f"{newest.epoch}): they are of different histories; name the checkpoint in restore= to give up the local one"
+                f"{part.epoch}): they are of different histories; name the checkpoint in restore= to give up the local one"
             )
 
     def _backend_survived(self, last_epoch: Epoch) -> bool:
@@ -313,7 +325,7 @@ class Recovery:
         if marker == 0 or marker > last_epoch:
             return False
         try:
-            (stored,) = self._backend.get_many([STAMP_KEY])
+            (stored,) = self._backend.get_many([self._stamp_key])
         except (UnavailableError, CorruptionError) as error:
             logger.error("the backend's state is not used: %s", error)
             return False
@@ -327,9 +339,11 @@ class Recovery:
 
     def _load(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
         """Empty the backend and fill it from a checkpoint; the marker is set by the last step only."""
-        self._backend.clear(self._all_groups)
-        self._apply_in_pieces(CheckpointView(checkpoints, manifest).scan(b"", None))
-        self._backend.apply({STAMP_KEY: encode_stamp(manifest.attempt, manifest.epoch)}, manifest.epoch)
+        self._backend.clear(self._key_groups)
+        epoch, own = self._part(manifest).epoch, self._key_groups
+        entries = CheckpointView(checkpoints, manifest).scan(group_start(own.start), group_start(own.stop))
+        self._apply_in_pieces(entries)
+        self._backend.apply({self._stamp_key: encode_stamp(manifest.attempt, epoch)}, epoch)
 
     def _apply_in_pieces(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         batch: dict[bytes, bytes | None] = {}
@@ -359,7 +373,7 @@ class Recovery:
 
     def _apply_epoch(self, batch: dict[bytes, bytes | None], epoch: Epoch) -> None:
         owner = next(s.attempt for s in self._log.sealed if s.first_epoch <= epoch <= s.last_epoch)
-        batch[STAMP_KEY] = encode_stamp(owner, epoch)
+        batch[self._stamp_key] = encode_stamp(owner, epoch)
         self._backend.apply(batch, epoch)
 
     def _note_log(self, after: Epoch, recovered: Recovered) -> None:

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import msgspec
 
-from statestore.keys import EntryKeys
+from statestore.keys import group_start, length_prefix
 from statestore.types import Attempt, Epoch
 
 STAMP_STATE_ID = 0xFFFF
-STAMP_KEY = EntryKeys(STAMP_STATE_ID, 1).of(b"stamp")
-"""In key group 0, whatever the max parallelism."""
+
+_STATE = STAMP_STATE_ID.to_bytes(2, "big")
+_KEY = b"stamp"
+
+
+def stamp_key(key_groups: range) -> bytes:
+    """Entry key of the stamp of a store that keeps these key groups: in the first of them."""
+    return group_start(key_groups.start) + _STATE + length_prefix(_KEY) + _KEY
+
+
+def is_stamp(entry_key: bytes) -> bool:
+    """Whether an entry is a stamp, and so no state."""
+    return entry_key[2:4] == _STATE
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):

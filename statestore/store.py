@@ -33,11 +33,11 @@ from statestore.keys import EntryKeys, prefix_end, read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import MISSING, EpochBatch, Pending
 from statestore.recovery import Recovered, Recovery
-from statestore.stamp import STAMP_KEY, STAMP_STATE_ID, encode_stamp
+from statestore.stamp import STAMP_STATE_ID, encode_stamp, is_stamp, stamp_key
 from statestore.sweep import Sweep
 from statestore.timers import Timers
 from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
-from statestore.types import Attempt, CheckpointId, Epoch
+from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
 from statestore.wal.log import Log
 from statestore.wal.record import CommitRecord, StateDescriptor
 
@@ -90,6 +90,7 @@ class StateStore(StateFactory):
         checkpoints: CheckpointStorage,
         attempt: Attempt,
         max_parallelism: int,
+        key_groups: range,
         settings: StoreSettings,
         clock: Clock,
         place: str,
@@ -98,7 +99,8 @@ class StateStore(StateFactory):
         auto_complete: bool,
         run: str,
     ):
-        self.job, self.backend_name, self.attempt, self.max_parallelism = job, backend_name, attempt, max_parallelism
+        self.job, self.backend_name, self.attempt = job, backend_name, attempt
+        self.max_parallelism, self.key_groups, self._stamp_key = max_parallelism, key_groups, stamp_key(key_groups)
         self.checkpoints, self.metrics, self.place = checkpoints, StoreMetrics(clock), place
         self.restored: Restored | None = None
         self.finished_meta: dict[str, Any] = {}
@@ -108,7 +110,7 @@ class StateStore(StateFactory):
         self._pending = Pending()
         self._times = StateClock(clock)
         self._default_ttl = settings.ttl
-        self._sweep = Sweep(backend, max_parallelism, clock)
+        self._sweep = Sweep(backend, key_groups, clock)
         self._states: dict[str, StateDescriptor] = {}
         self._states_changed = False
         self._epoch = Epoch(0)
@@ -135,6 +137,7 @@ class StateStore(StateFactory):
                 self._log,
                 self.checkpoints,
                 max_parallelism=self.max_parallelism,
+                key_groups=self.key_groups,
                 restore=restore,
                 run=self._run,
                 tail_counts=self._auto_complete,
@@ -170,6 +173,7 @@ class StateStore(StateFactory):
             run=self._run,
             settings=self._settings,
             max_parallelism=self.max_parallelism,
+            key_groups=self.key_groups,
             recovered=recovered,
             sweep=self._sweep,
         )
@@ -195,6 +199,10 @@ class StateStore(StateFactory):
         """Work on `key` within a `with` block."""
         return self._default.at(key)
 
+    def key_group(self, key: Any) -> KeyGroup:
+        """Key group of a key of the store's key type, which decides the store that keeps its state. Raises UsageError."""
+        return self._default.key_group(key)
+
     def _keyed(self) -> KeyedState:
         return self._default
 
@@ -207,7 +215,7 @@ class StateStore(StateFactory):
                 raise UsageError(f"a store can't have more than {STAMP_STATE_ID - 1} states")
             self._states[name] = StateDescriptor(state_id, name, kind, key_type, codec.name, codec.fingerprint)
             self._states_changed = True
-            return EntryKeys(state_id, self.max_parallelism)
+            return EntryKeys(state_id, self.max_parallelism, self.key_groups)
         if (known.kind, known.key_type) != (kind, key_type):
             raise IncompatibleStateError(
                 f"state '{name}' was stored as {known.kind} state keyed by {known.key_type}, "
@@ -217,7 +225,7 @@ class StateStore(StateFactory):
             raise StateMigrationError(
                 name, known.type, codec.name, "the types differ; declare the stored type, or rename the state"
             )
-        return EntryKeys(known.id, self.max_parallelism)
+        return EntryKeys(known.id, self.max_parallelism, self.key_groups)
 
     def set_ttl(self, name: str, ttl: Ttl) -> Expiry | None:
         """Switch a registered state's time-out on or off; what tells the expired, or None when nothing expires. Raises UsageError."""
@@ -292,7 +300,7 @@ class StateStore(StateFactory):
         count, group, keys = 0, b"", set[bytes]()
         timers = {state.id.to_bytes(2, "big") for state in self._states.values() if state.kind.startswith(Timers.kind)}
         for entry_key, stored in self._backend.scan(b"", None):
-            if entry_key == STAMP_KEY or entry_key[2:4] in timers or self._sweep.is_expired(entry_key, stored):
+            if is_stamp(entry_key) or entry_key[2:4] in timers or self._sweep.is_expired(entry_key, stored):
                 continue
             if entry_key[:2] != group:
                 count, group, keys = count + len(keys), entry_key[:2], set()
@@ -391,7 +399,7 @@ class StateStore(StateFactory):
             return
         with self.metrics.time("persistence"):
             crashpoints.reach("backend.before-apply")
-            batch.entries[STAMP_KEY] = encode_stamp(self.attempt, batch.epoch)
+            batch.entries[self._stamp_key] = encode_stamp(self.attempt, batch.epoch)
             self._backend.apply(batch.entries, batch.epoch)
             crashpoints.reach("backend.applied")
             self._pending.finish()
@@ -455,8 +463,7 @@ class StateStore(StateFactory):
     def complete(self, info: CheckpointInfo) -> None:
         """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""
         self._check_open()
-        self._chain.completed(info)
-        self._complete(info.epoch)
+        self._complete(self._chain.completed(info))
         if self._chain.wants_base:
             self._chain.start_base(self._apply_and_wait_in_background())
         crashpoints.reach("checkpoint.completed")

@@ -26,8 +26,8 @@ RANGES_AT_MOST = 16
 class Sweep:
     """Where the looking stands, and what it has found. `look` and `applied` belong to the thread that applies, the rest to the store's."""
 
-    def __init__(self, backend: Backend, max_parallelism: int, clock: Clock):
-        self._backend, self._max_parallelism, self._clock = backend, max_parallelism, clock
+    def __init__(self, backend: Backend, key_groups: range, clock: Clock):
+        self._backend, self._key_groups, self._clock = backend, key_groups, clock
         self._looked_seconds = clock.monotonic()
         self._expiries: dict[int, Expiry] = {}
         self._range = 0
@@ -62,8 +62,10 @@ class Sweep:
         looks, self._owed = max(LOOKS_AT_LEAST, self._owed * LOOKS_PER_ENTRY), 0
         self._looked_seconds = self._clock.monotonic()
         states = sorted(self._expiries)
-        for _ in range(min(RANGES_AT_MOST, len(states) * self._max_parallelism)):
-            group, index = divmod(self._range % (len(states) * self._max_parallelism), len(states))
+        ranges = len(states) * len(self._key_groups)
+        for _ in range(min(RANGES_AT_MOST, ranges)):
+            position, index = divmod(self._range % ranges, len(states))
+            group = self._key_groups[position]
             looks -= self._look_at(group_start(group) + states[index].to_bytes(2, "big"), looks)
             if looks <= 0:
                 return

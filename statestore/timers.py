@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from statestore.envelope import plain_head
 from statestore.errors import UsageError
-from statestore.keys import group_start, key_group_of
+from statestore.keys import foreign_key, group_start, key_group_of
 
 if TYPE_CHECKING:
     from statestore.keyed import KeyedState
@@ -72,11 +72,19 @@ class Timers:
 
     kind = "timers"
 
-    def __init__(self, name: str, scope: KeyedState, state_id: int, max_parallelism: int, time: TimeDomain):
+    def __init__(
+        self,
+        name: str,
+        scope: KeyedState,
+        state_id: int,
+        max_parallelism: int,
+        key_groups: range,
+        time: TimeDomain,
+    ):
         self.name, self.time = name, time
-        self._scope, self._max_parallelism = scope, max_parallelism
+        self._scope, self._max_parallelism, self._key_groups = scope, max_parallelism, key_groups
         tail = state_id.to_bytes(2, "big") + b"\0\0"
-        self._groups = [_Group(group_start(group) + tail) for group in range(max_parallelism)]
+        self._groups = {group: _Group(group_start(group) + tail) for group in key_groups}
         self._heap: list[tuple[bytes, int]] = []  # the first timer of each group, and some that are it no more
         self._is_loaded = False
 
@@ -85,7 +93,10 @@ class Timers:
 
     def _timer(self, at: float) -> tuple[int, bytes]:
         key = self._scope.encoded_key()
-        return key_group_of(key, self._max_parallelism), _time_bytes(at) + key
+        group = key_group_of(key, self._max_parallelism)
+        if group not in self._groups:
+            raise foreign_key(key, group, self._key_groups)
+        return group, _time_bytes(at) + key
 
     def register(self, at: float) -> None:
         """Have the current key called at this time; one that is past is due at once.
@@ -93,7 +104,7 @@ class Timers:
         Raises
         ------
         UsageError
-            There is no current key, or the time is beyond 64 bits of milliseconds.
+            There is no current key, it is of another store's key groups, or the time is beyond 64 bits of milliseconds.
         """
         number, timer = self._timer(at)
         group = self._groups[number]
@@ -155,7 +166,7 @@ class Timers:
     def _first(self) -> tuple[bytes, int] | None:
         if not self._is_loaded:
             self._is_loaded = True
-            for number in range(self._max_parallelism):
+            for number in self._groups:
                 self._push_first(number)
         while self._heap:
             timer, number = self._heap[0]
@@ -188,14 +199,14 @@ class Timers:
     @property
     def dirty_bytes(self) -> int:
         """Estimated memory that is pinned by uncommitted changes."""
-        return sum(len(group.changes) for group in self._groups) * CHANGE_BYTES
+        return sum(len(group.changes) for group in self._groups.values()) * CHANGE_BYTES
 
     def set_capacity(self, capacity_bytes: int) -> None:
         """Nothing to bound: the buffers are small."""
 
     def flush(self, batch: EpochBatch) -> None:
         """Put all changes since the last commit into `batch`."""
-        for group in self._groups:
+        for group in self._groups.values():
             for timer, is_set in group.changes.items():
                 batch.put_collection(group.prefix, group.prefix + timer, _STORED if is_set else None)
             group.changes.clear()

@@ -98,7 +98,7 @@ class FilesystemBackend(Backend):
         if options.segments_max < 2:
             raise ConfigError(f"{options.segments_max} is less than 2", key="state.filesystem.segments-max")
         if options.url is not None:
-            storage = open_storage(f"{options.url.rstrip('/')}/{context.job}/state")
+            storage = open_storage(f"{options.url.rstrip('/')}/{context.job}/{_folder_of(context)}")
         elif context.directory is not None:
             storage = open_storage(context.directory)
         else:
@@ -296,6 +296,12 @@ class FilesystemBackend(Backend):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the filesystem backend is closed")
+
+
+def _folder_of(context: BackendContext) -> str:
+    """Folder below the job's: the backends of several workers don't share one."""
+    own = context.key_groups
+    return "state" if len(own) == context.max_parallelism else f"state-{own.start}-{own.stop - 1}"
 
 
 class _Use:

@@ -122,7 +122,7 @@ class RedisBackend(Backend):
         self._attempt: Attempt = context.attempt
         self._opening = secrets.token_hex(4)
         self._place = redacted(options.url)
-        self._groups = [_Group(context.job, group) for group in range(context.max_parallelism)]
+        self._groups = {group: _Group(context.job, group) for group in context.key_groups}
         self._client: Any = None
         try:
             # Commands are retried only after a lost connection and only because all of them are idempotent: whole values, no increments.
@@ -137,7 +137,9 @@ class RedisBackend(Backend):
         try:
             with _Translated(self._place):
                 self._refuse_eviction()
-                self._run_all(_CLAIM, [([group.marker], [self._attempt, self._opening]) for group in self._groups])
+                self._run_all(
+                    _CLAIM, [([group.marker], [self._attempt, self._opening]) for group in self._groups.values()]
+                )
                 self._epoch = self._next_epoch = self._stored_marker()
         except BaseException:
             self.close()
@@ -171,7 +173,7 @@ class RedisBackend(Backend):
 
     def _stored_marker(self) -> Epoch:
         with self._client.pipeline(transaction=False) as pipeline:
-            for group in self._groups:
+            for group in self._groups.values():
                 pipeline.hget(group.marker, "epoch")
             return Epoch(min(int(epoch or 0) for epoch in pipeline.execute()))
 
@@ -226,7 +228,7 @@ class RedisBackend(Backend):
         """All groups in one transaction; those without a change get the marker."""
         self._connection()
         groups = self._groups
-        for group in groups:
+        for group in groups.values():
             group.reset()
         for key, value in batch.items():
             group = groups[key[0] << 8 | key[1]]
@@ -240,7 +242,7 @@ class RedisBackend(Backend):
                 if collection:
                     group.indexed += (b"0", key)
         calls = []
-        for group in groups:
+        for group in groups.values():
             counts = [len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
             head: list[Any] = [self._attempt, epoch, self._epoch, *counts, self._opening]
             arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
@@ -257,8 +259,11 @@ class RedisBackend(Backend):
         if stop is not None and _within_one_collection(start, stop):
             yield from self._scan_collection(start, stop)
             return
-        last = len(self._groups) if stop is None else min(len(self._groups), group_of_entry(stop.ljust(2, b"\0")) + 1)
-        for number in range(group_of_entry(start.ljust(2, b"\0")), last):
+        lowest = group_of_entry(start.ljust(2, b"\0"))
+        highest = max(self._groups) if stop is None else group_of_entry(stop.ljust(2, b"\0"))
+        for number in self._groups:
+            if not lowest <= number <= highest:
+                continue
             with _Translated(self._place):
                 keys = self._connection().hkeys(self._groups[number].data)
             wanted = sorted(key for key in keys if key >= start and (stop is None or key < stop))
@@ -306,7 +311,7 @@ class RedisBackend(Backend):
         self._connection()
         calls = [
             ([group.data, group.marker, group.index], [self._attempt, int(number in key_groups), self._opening])
-            for number, group in enumerate(self._groups)
+            for number, group in self._groups.items()
         ]
         with _Translated(self._place):
             self._run_all(_CLEAR, calls)

@@ -3,7 +3,8 @@
 Invariants:
 - it is written last, by create-if-absent, so a checkpoint is there whole or not at all, and two writers can't both make number n;
 - it names every file by path, size and SHA-256; paths are relative to `<dir>/<job>/` and never leave it;
-- base at epoch A plus the deltas in their order, which cover (A, E] without a gap, are exactly the state at E.
+- its parts cover every key group once; each is the state of one store, whose epochs are its own;
+- base at epoch A plus the deltas in their order, which cover (A, E] without a gap, are exactly the part's state at E.
 
 Format: one JSON object {"manifest": {...}, "sha256": "..."}; the hash is over the manifest's bytes as they stand.
 """
@@ -75,7 +76,7 @@ class PackedDelta(msgspec.Struct, frozen=True, kw_only=True, tag="packed"):
 Delta = LogDelta | PackedDelta
 
 
-class BaseEntry(msgspec.Struct, frozen=True, kw_only=True):
+class BaseEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segments"):
     """All entries as they were at an epoch, or touched since, as sorted segments in key order."""
 
     epoch: Epoch
@@ -91,22 +92,51 @@ class BaseEntry(msgspec.Struct, frozen=True, kw_only=True):
         return list(self.segments)
 
 
+class InheritedBase(msgspec.Struct, frozen=True, kw_only=True, tag="inherited"):
+    """What other stores had of a part's key groups, before these came to another store."""
+
+    epoch: Epoch
+    """With which the new store began: not less than that of any part."""
+    parts: list[Part]
+    """In the order of their key groups; what they hold of others doesn't count."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files())
+
+    def files(self) -> list[FileEntry]:
+        """The files of the parts."""
+        return [file for part in self.parts for file in part.files()]
+
+
+Base = BaseEntry | InheritedBase
+
+
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """State of one range of key groups, written by one worker."""
+    """State of one range of key groups, written by one store."""
 
     first_key_group: int
     last_key_group: int
-    base: BaseEntry | None
+    epoch: Epoch
+    base: Base | None
     deltas: list[Delta]
     """In the order of their epochs."""
     log_sequence: int
     """Number of the last log segment contained."""
     log_sha256: str
     """Hash of that segment: a log continues this checkpoint if it holds or names it."""
+    uploaded_bytes: int
+    """Bytes this checkpoint added to the storage for the part."""
 
     def files(self) -> list[FileEntry]:
         """All files of the part."""
         return [*(self.base.files() if self.base else []), *(file for delta in self.deltas for file in delta.files())]
+
+    @property
+    def key_groups(self) -> range:
+        """The key groups that the part has the state of."""
+        return range(self.first_key_group, self.last_key_group + 1)
 
     @property
     def base_epoch(self) -> Epoch:
@@ -120,7 +150,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     checkpoint_id: CheckpointId
     attempt: Attempt
-    epoch: Epoch
     created: float
     """Seconds since the Unix epoch."""
     kind: Kind
@@ -133,13 +162,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller keeps with the state: source positions, sink transactions, watermarks."""
     times: Times
     """Where the clocks of time-outs stood."""
-    uploaded_bytes: int
-    """Bytes this checkpoint added to the storage, its manifest left out."""
     format: int = FORMAT
 
     def files(self) -> list[FileEntry]:
-        """All files the checkpoint needs."""
-        return [file for part in self.parts for file in part.files()]
+        """All files the checkpoint needs, each once."""
+        return list({file.path: file for part in self.parts for file in part.files()}.values())
 
     @property
     def total_bytes(self) -> int:
@@ -147,10 +174,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(file.size for file in self.files())
 
     @property
-    def part(self) -> Part:
-        """The only part of a checkpoint made by one worker."""
-        (part,) = self.parts
-        return part
+    def uploaded_bytes(self) -> int:
+        """Bytes this checkpoint added to the storage, its manifest left out."""
+        return sum(part.uploaded_bytes for part in self.parts)
+
+    @property
+    def epoch(self) -> Epoch:
+        """Epoch of the store that is furthest on."""
+        return max(part.epoch for part in self.parts)
+
+    def part_of(self, key_groups: range) -> Part | None:
+        """The part of just these key groups; None where they are spread otherwise."""
+        return next((part for part in self.parts if part.key_groups == key_groups), None)
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -194,16 +229,24 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
             checked_name(entry.path)
     except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
         raise CorruptionError(file, f"the manifest is not valid: {error}") from error
+    covered = [group for part in manifest.parts for group in part.key_groups]
+    if covered != list(range(manifest.max_parallelism)):
+        raise CorruptionError(
+            file, f"its parts don't cover the key groups 0 to {manifest.max_parallelism - 1} once each"
+        )
     for part in manifest.parts:
-        _check_coverage(part, manifest.epoch, file)
+        _check_coverage(part, file)
     return manifest
 
 
-def _check_coverage(part: Part, epoch: Epoch, file: str) -> None:
+def _check_coverage(part: Part, file: str) -> None:
     covered = part.base_epoch
     for delta in part.deltas:
         if delta.first_epoch > covered + 1:
             raise CorruptionError(file, f"no file covers the epochs {covered + 1} to {delta.first_epoch - 1}")
         covered = max(covered, delta.last_epoch)
-    if covered != epoch:
-        raise CorruptionError(file, f"the files end at epoch {covered}, the checkpoint is of epoch {epoch}")
+    if covered != part.epoch:
+        raise CorruptionError(file, f"the files end at epoch {covered}, the checkpoint is of epoch {part.epoch}")
+    if isinstance(part.base, InheritedBase):
+        for inherited in part.base.parts:
+            _check_coverage(inherited, file)

@@ -19,13 +19,13 @@ from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.backend import Backend
-from statestore.checkpoint.manifest import BaseEntry, Manifest, Part
+from statestore.checkpoint.manifest import Base, BaseEntry, InheritedBase, Manifest, Part
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.upload import upload_base, upload_deltas
 from statestore.clock import Clock
 from statestore.errors import StateStoreError, UnavailableError
 from statestore.metrics import StoreMetrics
-from statestore.stamp import STAMP_KEY
+from statestore.stamp import is_stamp
 from statestore.sweep import Sweep
 from statestore.ttl import Times
 from statestore.types import Attempt, CheckpointId, Epoch
@@ -53,14 +53,27 @@ class CheckpointInfo:
     """As `restore` takes it."""
     manifest: Manifest
 
+    @classmethod
+    def of(cls, manifest: Manifest, checkpoints: CheckpointStorage, seconds: float) -> CheckpointInfo:
+        """What there is to know of a checkpoint that was just completed."""
+        return cls(
+            checkpoint_id=manifest.checkpoint_id,
+            epoch=manifest.epoch,
+            uploaded_bytes=manifest.uploaded_bytes,
+            total_bytes=manifest.total_bytes,
+            seconds=seconds,
+            path=checkpoints.path_of(manifest.checkpoint_id),
+            manifest=manifest,
+        )
+
 
 class PendingCheckpoint:
-    """A checkpoint that has been begun. `finish` may run in another thread."""
+    """A checkpoint that has been begun. `finish` and `upload` may run in another thread."""
 
     def __init__(
         self, chain: SnapshotChain, epoch: Epoch, segments: list[SealedSegment], manifest: Manifest, begun: float
     ):
-        self._chain, self._segments, self._manifest, self._begun = chain, segments, manifest, begun
+        self._chain, self._segments, self._manifest, self.begun = chain, segments, manifest, begun
         self.epoch = epoch
         self._lock = threading.Lock()
         self._decided = False
@@ -77,7 +90,17 @@ class PendingCheckpoint:
         FencedError
             A newer attempt owns the job.
         """
-        return self._chain.finish(self, self._segments, self._manifest, self._begun)
+        return self._chain.finish(self)
+
+    def upload(self) -> Manifest:
+        """Upload what is not in the storage yet; for a checkpoint of several stores, which `complete_parts` completes.
+
+        Raises
+        ------
+        UnavailableError, CorruptionError
+            As `finish`.
+        """
+        return self._chain.upload(self._segments, self._manifest)
 
     def cancel(self) -> bool:
         """Prevent completion; False when it is too late."""
@@ -105,20 +128,20 @@ class SnapshotChain:
         run: str,
         settings: StoreSettings,
         max_parallelism: int,
+        key_groups: range,
         recovered: Recovered,
         sweep: Sweep,
     ):
         self._checkpoints, self._log, self._backend = checkpoints, log, backend
         self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
-        self._settings, self._max_parallelism = settings, max_parallelism
+        self._settings, self._max_parallelism, self._key_groups = settings, max_parallelism, key_groups
         self._sweep = sweep
-        self._base, self._deltas = recovered.base, recovered.deltas
+        self._base: Base | None = recovered.base
+        self._deltas = recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
         self.newest_id = checkpoints.latest() or CheckpointId(0)
         """Number of the newest checkpoint in the storage, 0 when there is none."""
-        self.covered_epoch = (
-            recovered.checkpoint.epoch if recovered.checkpoint and (recovered.base or recovered.deltas) else Epoch(0)
-        )
+        self.covered_epoch = recovered.checkpoint_epoch if recovered.base or recovered.deltas else Epoch(0)
         """Epoch of the last complete checkpoint that the next one continues, 0 when there is none."""
         self._base_maker = ThreadPoolExecutor(1, thread_name_prefix="statestore-base")
         self._making_base: Future[BaseEntry] | None = None
@@ -131,18 +154,19 @@ class SnapshotChain:
         segments = [segment for segment in self._log.sealed if segment.sequence > self._uploaded_sequence]
         last = self._log.sealed[-1]
         part = Part(
-            first_key_group=0,
-            last_key_group=self._max_parallelism - 1,
+            first_key_group=self._key_groups.start,
+            last_key_group=self._key_groups.stop - 1,
+            epoch=epoch,
             base=self._base,
             deltas=self._deltas,
             log_sequence=last.sequence,
             log_sha256=last.sha256,
+            uploaded_bytes=0,
         )
         manifest = Manifest(
             job=self._checkpoints.job,
             checkpoint_id=CheckpointId(self.newest_id + 1),
             attempt=self._attempt,
-            epoch=epoch,
             created=self._clock.time(),
             kind="final" if final else "checkpoint",
             run=self._run,
@@ -151,7 +175,6 @@ class SnapshotChain:
             parts=[part],
             meta=meta,
             times=times,
-            uploaded_bytes=0,
         )
         return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
 
@@ -164,12 +187,10 @@ class SnapshotChain:
         self._base = base
         self._deltas = [delta for delta in self._deltas if delta.last_epoch > base.epoch]
 
-    def finish(
-        self, pending: PendingCheckpoint, segments: list[SealedSegment], manifest: Manifest, begun: float
-    ) -> CheckpointInfo:
-        """See `PendingCheckpoint.finish`."""
+    def upload(self, segments: list[SealedSegment], manifest: Manifest) -> Manifest:
+        """See `PendingCheckpoint.upload`."""
         with self._metrics.time("checkpoint"):
-            part = manifest.part
+            (part,) = manifest.parts
             base, deltas = part.base, part.deltas
             new = upload_deltas(self._checkpoints, self._log, segments)
             uploaded = sum(delta.size for delta in new)
@@ -179,42 +200,28 @@ class SnapshotChain:
                 deltas = [delta for delta in deltas if delta.last_epoch > base.epoch]
                 uploaded += base.size
             crashpoints.reach("checkpoint.uploaded")
-            part = replace(part, base=base, deltas=deltas)
-            manifest = replace(manifest, parts=[part], uploaded_bytes=uploaded)
+            part = replace(part, base=base, deltas=deltas, uploaded_bytes=uploaded)
+            return replace(manifest, parts=[part])
+
+    def finish(self, pending: PendingCheckpoint) -> CheckpointInfo:
+        """See `PendingCheckpoint.finish`."""
+        manifest = pending.upload()
+        with self._metrics.time("checkpoint"):
             if not pending.decide():
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
-            manifest = self._complete(manifest)
-            try:
-                self._checkpoints.collect(self._settings.num_retained)
-            except UnavailableError as error:  # the checkpoint stands; what is left is collected after the next one
-                logger.warning("old checkpoints at %s were not removed: %s", self._checkpoints.url, error)
-        return CheckpointInfo(
-            manifest.checkpoint_id,
-            manifest.epoch,
-            uploaded,
-            manifest.total_bytes,
-            self._clock.monotonic() - begun,
-            self._checkpoints.path_of(manifest.checkpoint_id),
-            manifest,
-        )
+            manifest = self._checkpoints.complete_next(manifest)
+            self._checkpoints.collect_quietly(self._settings.num_retained)
+        return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun)
 
-    def _complete(self, manifest: Manifest) -> Manifest:
-        """Complete the checkpoint with the next free number."""
-        while True:
-            try:
-                self._checkpoints.complete(manifest)
-            except FileExistsError:  # ours, and part of what this one continues: its reply was lost
-                manifest = replace(manifest, checkpoint_id=CheckpointId(manifest.checkpoint_id + 1))
-            else:
-                return manifest
-
-    def completed(self, info: CheckpointInfo) -> None:
-        """Build on this checkpoint from now on."""
-        part = info.manifest.part
-        self.newest_id, self.covered_epoch = info.checkpoint_id, info.epoch
+    def completed(self, info: CheckpointInfo) -> Epoch:
+        """Build on this checkpoint from now on; returns the epoch that it has of this store."""
+        part = info.manifest.part_of(self._key_groups)
+        assert part is not None, "a checkpoint of this store has a part of it"
+        self.newest_id, self.covered_epoch = info.checkpoint_id, part.epoch
         self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
-        self._metrics.state_bytes = info.total_bytes
-        self._metrics.uploaded_bytes += info.uploaded_bytes
+        self._metrics.state_bytes = sum(file.size for file in part.files())
+        self._metrics.uploaded_bytes += part.uploaded_bytes
+        return part.epoch
 
     # Bases
 
@@ -223,6 +230,8 @@ class SnapshotChain:
         """Whether the deltas have outgrown the base."""
         if self._making_base is not None:
             return False
+        if isinstance(self._base, InheritedBase):
+            return True  # so that what other stores have left can go
         base_bytes = self._base.size if self._base else 0
         delta_bytes = sum(delta.size for delta in self._deltas)
         return delta_bytes > max(self._settings.base_ratio * base_bytes, self._settings.base_min_bytes)
@@ -243,7 +252,7 @@ class SnapshotChain:
 
     def _entries(self) -> Iterator[tuple[bytes, bytes]]:
         is_expired = self._sweep.is_expired
-        return (item for item in self._backend.scan(b"", None) if item[0] != STAMP_KEY and not is_expired(*item))
+        return (item for item in self._backend.scan(b"", None) if not is_stamp(item[0]) and not is_expired(*item))
 
     def raise_failure(self) -> None:
         """Raise what ended the making of a base, if it was damage."""

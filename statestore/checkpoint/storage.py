@@ -22,6 +22,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from statestore import crashpoints
 from statestore.checkpoint.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from statestore.errors import (
@@ -222,6 +224,16 @@ class CheckpointStorage:
         except UnavailableError as error:  # the checkpoint stands without it
             logger.warning("the hint at %s was not written: %s", self.url, error)
 
+    def complete_next(self, manifest: Manifest) -> Manifest:
+        """Complete the checkpoint with the next free number; the manifest with this number. Raises as `complete` does."""
+        while True:
+            try:
+                self.complete(manifest)
+            except FileExistsError:  # ours, and part of what this one continues: its reply was lost
+                manifest = replace(manifest, checkpoint_id=CheckpointId(manifest.checkpoint_id + 1))
+            else:
+                return manifest
+
     # Verifying
 
     def read_file(self, entry: FileEntry) -> bytes:
@@ -278,3 +290,10 @@ class CheckpointStorage:
             self.storage.delete(self._manifest_name(number))
         crashpoints.reach("checkpoint.collected")
         return len(removed)
+
+    def collect_quietly(self, keep: int) -> None:
+        """As `collect`, where the storage may fail: what is left then is collected after the next checkpoint."""
+        try:
+            self.collect(keep)
+        except UnavailableError as error:
+            logger.warning("old checkpoints at %s were not removed: %s", self.url, error)

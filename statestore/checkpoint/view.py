@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Protocol
 
-from statestore.checkpoint.manifest import LogDelta, Manifest, PackedDelta, Part, SegmentEntry
+from statestore.checkpoint.manifest import InheritedBase, LogDelta, Manifest, PackedDelta, Part, SegmentEntry
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.keys import group_start
 from statestore.segment import BlockCache, SegmentReader, merged
@@ -118,7 +118,9 @@ class _PartView:
                 for packed in some:
                     assert isinstance(packed, PackedDelta)
                     self._layers.insert(0, _SegmentsLayer(checkpoints, packed.segments, cache))
-        if part.base is not None:
+        if isinstance(part.base, InheritedBase):
+            self._layers.append(_PartsLayer(checkpoints, part.base.parts, cache))
+        elif part.base is not None:
             self._layers.append(_SegmentsLayer(checkpoints, part.base.segments, cache))
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
@@ -137,6 +139,35 @@ class _PartView:
                 yield key, value
 
 
+class _PartsLayer:
+    """Parts whose key groups follow each other; of each only what is of its own key groups."""
+
+    def __init__(self, checkpoints: CheckpointStorage, parts: list[Part], cache: BlockCache):
+        self._parts = [
+            (
+                group_start(part.first_key_group),
+                group_start(part.last_key_group + 1),
+                _PartView(checkpoints, part, cache),
+            )
+            for part in parts
+        ]
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+        found: dict[bytes, bytes | None] = {}
+        keys = list(keys)
+        for first, end, view in self._parts:
+            own = [key for key in keys if first <= key < end]
+            if own:
+                found.update(view.get_many(own))
+        return found
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        for first, end, view in self._parts:
+            begin, until = max(start, first), end if stop is None else min(stop, end)
+            if begin < until:
+                yield from view.scan(begin, until)
+
+
 class CheckpointView:
     """Read-only map of a checkpoint's entries. `get_many` and `scan` may be called from several threads.
 
@@ -149,24 +180,13 @@ class CheckpointView:
     """
 
     def __init__(self, checkpoints: CheckpointStorage, manifest: Manifest, *, cache_bytes: int = CACHE_BYTES):
-        cache = BlockCache(cache_bytes)
-        parts = sorted(manifest.parts, key=lambda part: part.first_key_group)
-        self._parts = [(part, _PartView(checkpoints, part, cache)) for part in parts]
+        self._parts = _PartsLayer(checkpoints, manifest.parts, BlockCache(cache_bytes))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values of `keys` in their order, None where there is none."""
-        found: dict[bytes, bytes | None] = {}
-        for part, view in self._parts:
-            start, stop = group_start(part.first_key_group), group_start(part.last_key_group + 1)
-            own = [key for key in keys if start <= key < stop]
-            if own:
-                found.update(view.get_many(own))
+        found = self._parts.get_many(keys)
         return [found.get(key) for key in keys]
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Entries with start <= key < stop (to the end when `stop` is None), ascending."""
-        for part, view in self._parts:
-            first, last = group_start(part.first_key_group), group_start(part.last_key_group + 1)
-            begin, end = max(start, first), last if stop is None else min(stop, last)
-            if begin < end:
-                yield from view.scan(begin, end)
+        return self._parts.scan(start, stop)

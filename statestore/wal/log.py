@@ -51,8 +51,10 @@ class Log:
     Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`.
     """
 
-    def __init__(self, storage: AppendStorage, job: str, max_parallelism: int):
+    def __init__(self, storage: AppendStorage, job: str, max_parallelism: int, key_groups: range | None = None):
         self._storage, self._job, self._max_parallelism = storage, job, max_parallelism
+        own = range(max_parallelism) if key_groups is None else key_groups
+        self._key_groups = own.start, own.stop - 1
         self.sealed: list[SealedSegment] = []
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._appender: Appender | None = None
@@ -72,7 +74,7 @@ class Log:
         CorruptionError
             A segment is damaged, missing, out of order or of another job.
         IncompatibleStateError
-            It was written with another number of key groups.
+            It was written with another number of key groups, or is of others.
         """
         names = [name for name in self._storage.list() if name.endswith(SUFFIX)]
         for index, name in enumerate(names):
@@ -97,6 +99,12 @@ class Log:
             raise IncompatibleStateError(
                 f"the log {self._file(name)} was written with max parallelism {header.max_parallelism}, the configuration says "
                 f"{self._max_parallelism}: set state.max-parallelism = {header.max_parallelism}"
+            )
+        if header.key_groups != self._key_groups:
+            (first, last), (own_first, own_last) = header.key_groups, self._key_groups
+            raise IncompatibleStateError(
+                f"the log {self._file(name)} is of the key groups {first} to {last}, this store keeps {own_first} to {own_last}: "
+                "give each range of key groups a folder of its own"
             )
         if not self.sealed:
             return
@@ -170,7 +178,7 @@ class Log:
         if self._appender is None:
             sequence, previous = self._next
             self._header = SegmentHeader(
-                self._job, self._attempt, sequence, first_epoch, previous, self._max_parallelism
+                self._job, self._attempt, sequence, first_epoch, previous, self._max_parallelism, self._key_groups
             )
             head = encode_header(self._header)
             self._appender = self._storage.appender(segment_name(sequence))

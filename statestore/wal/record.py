@@ -69,6 +69,8 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     """SHA-256 (hex) of the segment before, empty for the first of a history."""
     max_parallelism: int
     """Number of key groups that the entries' keys were made with."""
+    key_groups: tuple[int, int]
+    """First and last key group of the store, so that no two stores' segments are the same bytes."""
 
 
 class CommitRecord(msgspec.Struct, frozen=True):

@@ -59,8 +59,8 @@ def write(folder):
     shutil.copytree(folder / "local" / "golden" / "log", folder / "log")
     shutil.rmtree(folder / "local")
     manifest = CheckpointStorage(LocalStorage(folder / "checkpoints"), "golden").load(info.checkpoint_id)
-    assert manifest.part.base is not None
-    assert manifest.part.deltas
+    assert manifest.parts[0].base is not None
+    assert manifest.parts[0].deltas
     document = {"checkpoint": info.checkpoint_id, "meta": manifest.meta, "state": expected, "keys": encoded_keys()}
     (folder / "expected.json").write_text(json.dumps(document, indent=None) + "\n")
 

@@ -106,7 +106,7 @@ def test_a_restore_that_is_refused_leaves_all_as_it_was(embedded, tmp_path, faul
     store.commit()
     embedded.crash(store)
     if fault == "missing":
-        (delta,) = info.manifest.part.deltas
+        (delta,) = info.manifest.parts[0].deltas
         file = embedded.checkpoints / "job" / delta.path
         data = file.read_bytes()
         file.unlink()

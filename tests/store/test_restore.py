@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one_loudly(stores, backend, 
     newest = store.checkpoint({"position": 2})
     store.close()
     stores.forget_local()
-    damaged = stores.checkpoints / "job" / newest.manifest.part.deltas[-1].path
+    damaged = stores.checkpoints / "job" / newest.manifest.parts[0].deltas[-1].path
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     if backend == "redis":  # its state survives; but what a checkpoint is asked for must be readable
         stores.open(backend, "none").close()

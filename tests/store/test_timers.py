@@ -116,7 +116,7 @@ def test_many_more_timers_than_are_kept_in_memory(embedded, clock, backend):
         found.append((time, key))
         if n % 700 == 0:
             store.commit()
-        assert sum(len(group.buffer) for group in timers._groups) <= 4 * 2 * BUFFER_TIMERS
+        assert sum(len(group.buffer) for group in timers._groups.values()) <= 4 * 2 * BUFFER_TIMERS
     assert [time for time, _ in found] == sorted(times)
     assert {key for _, key in found} == {f"key-{n}" for n in range(len(times))}
     store.commit()

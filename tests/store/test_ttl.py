@@ -8,7 +8,7 @@ import pytest
 
 from statestore import TimeToLive, UsageError
 from statestore.keyed import KeyedState
-from statestore.stamp import STAMP_KEY
+from statestore.stamp import is_stamp
 from statestore.testing.clock import FakeClock
 from tests.conftest import BACKENDS
 from tests.store.stores import Stores
@@ -68,7 +68,7 @@ def settle(store):
 
 def stored(store):
     store._apply_and_wait()
-    return [key for key, _ in store._backend.scan(b"", None) if key != STAMP_KEY]
+    return [key for key, _ in store._backend.scan(b"", None) if not is_stamp(key)]
 
 
 @pytest.mark.parametrize("life", ["in the cache", "committed", "reopened", "restored"])
@@ -231,7 +231,7 @@ def test_a_base_leaves_out_what_has_expired(embedded, clock, backend):
         info = store.checkpoint()
         if store._chain._making_base is not None:
             store._chain._making_base.result()
-    base = info.manifest.part.base
+    base = info.manifest.parts[0].base
     assert sum(segment.entries for segment in base.segments) == 1
 
 

@@ -31,13 +31,19 @@ def delta(path, first, last, data=b""):
 def manifest(number, deltas=None, *, attempt=1, job="job"):
     deltas = deltas if deltas is not None else [delta("shared/d-1", 1, number)]
     part = Part(
-        first_key_group=0, last_key_group=127, base=None, deltas=deltas, log_sequence=number, log_sha256="ab" * 32
+        first_key_group=0,
+        last_key_group=127,
+        epoch=deltas[-1].last_epoch,
+        base=None,
+        deltas=deltas,
+        log_sequence=number,
+        log_sha256="ab" * 32,
+        uploaded_bytes=0,
     )
     return Manifest(
         job=job,
         checkpoint_id=number,
         attempt=attempt,
-        epoch=deltas[-1].last_epoch,
         created=1.5,
         kind="checkpoint",
         run="r",
@@ -46,7 +52,6 @@ def manifest(number, deltas=None, *, attempt=1, job="job"):
         parts=[part],
         meta={"sources": {"s": {"position": 7}}},
         times=Times(),
-        uploaded_bytes=0,
     )
 
 
@@ -77,7 +82,8 @@ def test_epochs_that_no_file_covers_are_noticed(epochs):
     deltas = [delta(f"shared/d-{first}", first, last) for first, last in epochs]
     with pytest.raises(CorruptionError, match="no file covers the epochs"):
         decode_manifest(encode_manifest(manifest(3, deltas)), "_metadata")
-    wrong_end = msgspec.structs.replace(manifest(3), epoch=4)
+    right = manifest(3)
+    wrong_end = msgspec.structs.replace(right, parts=[msgspec.structs.replace(right.parts[0], epoch=4)])
     with pytest.raises(CorruptionError, match="end at epoch 3"):
         decode_manifest(encode_manifest(wrong_end), "_metadata")
 
