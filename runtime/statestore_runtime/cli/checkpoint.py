@@ -74,7 +74,8 @@ def show(
     """Show what a checkpoint consists of."""
     checkpoints, manifest = _find(which, dir, config, overrides)
     if json:
-        print_json({"path": checkpoints.path_of(manifest.checkpoint_id), **msgspec.to_builtins(manifest)})
+        sums = {"epoch": manifest.epoch, "uploaded_bytes": manifest.uploaded_bytes, "total_bytes": manifest.total_bytes}
+        print_json({"path": checkpoints.path_of(manifest.checkpoint_id), **sums, **msgspec.to_builtins(manifest)})
         return
     facts = [
         ("path", checkpoints.path_of(manifest.checkpoint_id)),
