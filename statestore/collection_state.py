@@ -124,7 +124,6 @@ class ListState(_Collections[T]):
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         super().__init__(name, scope, codec, keys)
         self._may_lack_chunks = scope.had_ttl(name)
-        self._unpack_chunk = msgspec.msgpack.Decoder(list[codec.declared]).decode  # type: ignore[name-defined]
 
     def _entry(self, key: Any, chunk: int | None = None) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"" if chunk is None else chunk.to_bytes(4, "big"))
@@ -162,14 +161,15 @@ class ListState(_Collections[T]):
 
     def _split_chunk(self, stored: bytes) -> tuple[list[int], list[Any]]:
         """Ages, if there are any, and elements of a chunk. Raises CorruptionError."""
-        _, payload = open_envelope(stored, self.name)
-        try:
-            if not stored[0] & 3:
-                return [], self._unpack_chunk(payload)
-            length, offset = read_varint(payload, 0)
-            return _unpack_ages(payload[offset : offset + length]), self._unpack_chunk(payload[offset + length :])
-        except (msgspec.MsgspecError, IndexError) as error:
-            raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
+        version, payload = open_envelope(stored, self.name)
+        ages: list[int] = []
+        if stored[0] & 3:
+            try:
+                length, offset = read_varint(payload, 0)
+                ages, payload = _unpack_ages(payload[offset : offset + length]), payload[offset + length :]
+            except (msgspec.MsgspecError, IndexError) as error:
+                raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
+        return ages, self._codec.decode_stored_many(payload, version, self.name)
 
     def _change(self) -> CachedList:
         """The current key's list, which is going to be changed."""
@@ -228,7 +228,8 @@ class ListState(_Collections[T]):
         length, size = cached.length, 0
         for chunk in range(cached.changed_from // CHUNK_ELEMENTS, _chunks(length)):
             first = chunk * CHUNK_ELEMENTS - cached.start
-            data = self._encode_chunk(cached.items[first : first + CHUNK_ELEMENTS])
+            stored = max(0, cached.changed_from - chunk * CHUNK_ELEMENTS)
+            data = self._encode_chunk(cached.items[first : first + CHUNK_ELEMENTS], stored)
             batch.put(self._entry(key, chunk), data)
             size += len(data)
         for chunk in range(_chunks(length), _chunks(cached.stored)):
@@ -240,22 +241,9 @@ class ListState(_Collections[T]):
     def _list_head(self, cached: CachedList) -> bytes:
         return self._head
 
-    def _encode_chunk(self, items: list[Any]) -> bytes:
-        return self._head + self._encode_elements(items)
-
-    def _encode_elements(self, items: list[Any]) -> bytes:
-        """Array of the elements. Raises UsageError when one is not of the declared type."""
-        expected = self._codec.value_class
-        for item in items:
-            if expected is not None and not isinstance(item, expected):
-                raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(item).__name__}: {item!r}")
-        try:
-            data = _pack(items)
-            if any(item.__class__ is not expected for item in items):
-                self._unpack_chunk(data)  # as for single values
-        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
-            raise UsageError(f"an element of state '{self.name}' can't be encoded: {error}") from error
-        return data
+    def _encode_chunk(self, items: list[Any], stored: int) -> bytes:
+        """A chunk, of which the first `stored` elements have been written before."""
+        return self._head + self._codec.checked_many(items, stored, self.name)
 
 
 class CachedMap:
@@ -420,4 +408,4 @@ class MapState(_Collections[V], Generic[K, V]):
         return size
 
     def _encode_entry(self, value: Any) -> bytes:
-        return self._head + self._encode_value(value)
+        return self._head + self._codec.checked(value, self.name)

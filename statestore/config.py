@@ -45,6 +45,8 @@ class StateConfig(Section, frozen=True, kw_only=True):
     """What counts as a touch."""
     ttl_time: TimeDomain = "processing-time"
     """Which clock."""
+    allow_pickle: bool = False
+    """Whether states may be declared with codec="pickle", whose values run code when they are read."""
     backends: dict[str, dict[str, Any]] = {}
     """The backends' own tables, `[state.<backend>]`, which each backend checks."""
 

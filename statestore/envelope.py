@@ -3,7 +3,7 @@
     stored = head u8 · [stamp i64 BE] · payload
     head   = schema version << 2 | 0 no stamp, 1 stamp in processing time, 2 stamp in event time
 
-`schema version` counts the types a state has been declared with, from 0 (`StateDescriptor` lists them). A stamp is the time of the last
+`schema version` counts the schemas a state has been declared with, from 0 (`StateDescriptor` lists them). A stamp is the time of the last
 touch in milliseconds; states without a time-out write none.
 """
 
@@ -32,6 +32,11 @@ def stamp_of(stored: bytes) -> tuple[int, int]:
     """Time domain and stamp of a stored value, for one with no stamp (`NO_STAMP`, 0)."""
     domain = stored[0] & 3 if stored else NO_STAMP
     return (domain, int.from_bytes(stored[1:_after_stamp], "big", signed=True)) if domain else (NO_STAMP, 0)
+
+
+def version_of(stored: bytes) -> int:
+    """Schema version of a stored value."""
+    return stored[0] >> 2 if stored else 0
 
 
 def open_envelope(stored: bytes, state: str) -> tuple[int, bytes]:

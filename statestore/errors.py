@@ -62,11 +62,13 @@ class IncompatibleStateError(StateStoreError, TypeError):
 
 
 class StateMigrationError(IncompatibleStateError):
-    """A state was stored with another type than it is declared with now."""
+    """A state was stored with a type that can't be read as the one it is declared with now."""
 
-    def __init__(self, state: str, old: str, new: str, problem: str):
-        self.state, self.old, self.new, self.problem = state, old, new, problem
-        super().__init__(f"state '{state}' was stored as {old} and is declared as {new}: {problem}")
+    def __init__(self, state: str, old: str, new: str, problem: str, *, field: str = "", hint: str | None = None):
+        self.state, self.old, self.new, self.problem, self.field, self.hint = state, old, new, problem, field, hint
+        super().__init__(
+            f"state '{state}' was stored as {old} and is declared as {new}: {problem}{f'; {hint}' if hint else ''}"
+        )
 
 
 class FencedError(StateStoreError, PermissionError):

@@ -67,7 +67,7 @@ class _ExpiringSingle(_Expiring[T], SingleState[T]):
             if found is ABSENT:
                 entries[entry_key] = None
             else:
-                data = self._head_at(found[1]) + self._encode_value(found[0])
+                data = self._head_at(found[1]) + self._codec.checked(found[0], self.name)
                 entries[entry_key] = data
                 size += len(data)
         return size
@@ -183,8 +183,8 @@ class ExpiringListState(_Expiring[T], ListState[T]):
     def _list_head(self, cached: CachedList) -> bytes:
         return self._head_at(cached.items[-1][1] if cached.items else self.expiry.now())
 
-    def _encode_chunk(self, items: list[Any]) -> bytes:
-        elements = self._encode_elements([element for element, _ in items])
+    def _encode_chunk(self, items: list[Any], stored: int) -> bytes:
+        elements = self._codec.checked_many([element for element, _ in items], stored, self.name)
         newest = items[-1][1]
         if newest is None:
             return self._head_at(None) + elements
@@ -217,7 +217,7 @@ class ExpiringMapState(_Expiring[T], MapState[Any, T]):
         super()._change(map_key, value if value is ABSENT else (value, self.expiry.now()))
 
     def _encode_entry(self, value: Any) -> bytes:
-        return self._head_at(value[1]) + self._encode_value(value[0])
+        return self._head_at(value[1]) + self._codec.checked(value[0], self.name)
 
 
 EXPIRING: dict[type[State[Any]], type[_Expiring[Any]]] = {

@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from statestore.codecs import Codec
 from statestore.collection_state import ListState, MapState
-from statestore.errors import UsageError
+from statestore.errors import UsageError, did_you_mean
 from statestore.expiring import EXPIRING
 from statestore.keys import KeyCodec, key_group_of
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, State, ValueState
 from statestore.timers import Timers
-from statestore.ttl import TimeDomain, Ttl
+from statestore.ttl import TimeDomain
 from statestore.types import KeyGroup
+from statestore.versions import Declaration, StateOptions, full_names
 
 if TYPE_CHECKING:
     from statestore.store import StateStore
@@ -40,7 +41,9 @@ class StateFactory(ABC):
     def _keyed(self) -> KeyedState:
         """Scope that the states are of."""
 
-    def value_state(self, name: str, type: Any, default: Any = None, *, ttl: Ttl = None) -> ValueState[Any]:
+    def value_state(
+        self, name: str, type: Any, default: Any = None, **options: Unpack[StateOptions]
+    ) -> ValueState[Any]:
         """Register a state with one value per key.
 
         Parameters
@@ -51,43 +54,48 @@ class StateFactory(ABC):
             Type of the values; see `statestore.codecs.Codec`.
         default
             What `value()` gives where nothing is stored.
-        ttl
-            How long values live after the last touch: "1h", seconds, a timedelta or a `TimeToLive`; 0 is for ever, None is as
-            `state.ttl` says.
+        **options
+            `ttl`, `upcast`, `renamed_from` and `codec`: see `StateOptions`.
 
         Raises
         ------
         UsageError
             The name is taken, or the type can't be stored.
+        ConfigError
+            `codec` is "pickle", and the configuration does not allow it.
         IncompatibleStateError
-            The restored state of that name is of another kind, key type or value type.
+            The restored state of that name is of another kind or key type.
+        StateMigrationError
+            Values of it are stored that can't be read as `type`.
         """
-        return self._keyed().register(ValueState, name, type, default, ttl=ttl)
+        return self._keyed().register(ValueState, name, type, default, **options)
 
-    def list_state(self, name: str, type: Any, *, ttl: Ttl = None) -> ListState[Any]:
-        """Register a state with a list of `type` per key; each element has its own time-out. Raises like `value_state`."""
-        return self._keyed().register(ListState, name, type, ttl=ttl)
+    def list_state(self, name: str, type: Any, **options: Unpack[StateOptions]) -> ListState[Any]:
+        """Register a state with a list of `type` per key; each element has its own time-out. Options and errors as of `value_state`."""
+        return self._keyed().register(ListState, name, type, **options)
 
-    def map_state(self, name: str, key_type: Any, value_type: Any, *, ttl: Ttl = None) -> MapState[Any, Any]:
-        """Register a state with a map per key; each entry has its own time-out. Raises like `value_state`."""
+    def map_state(
+        self, name: str, key_type: Any, value_type: Any, **options: Unpack[StateOptions]
+    ) -> MapState[Any, Any]:
+        """Register a state with a map per key; each entry has its own time-out. Options and errors as of `value_state`."""
         map_keys = KeyCodec(key_type)
-        return self._keyed().register(MapState, name, value_type, map_keys, ttl=ttl, detail=f"[{map_keys.name}]")
+        return self._keyed().register(MapState, name, value_type, map_keys, detail=f"[{map_keys.name}]", **options)
 
     def reducing_state(
-        self, name: str, type: Any, function: Callable[[Any, Any], Any], *, ttl: Ttl = None
+        self, name: str, type: Any, function: Callable[[Any, Any], Any], **options: Unpack[StateOptions]
     ) -> ReducingState[Any]:
-        """Register a state that combines the values added to it with `function`. Raises like `value_state`."""
-        return self._keyed().register(ReducingState, name, type, function, ttl=ttl)
+        """Register a state that combines the values added to it with `function`. Options and errors as of `value_state`."""
+        return self._keyed().register(ReducingState, name, type, function, **options)
 
     def aggregating_state(
-        self, name: str, function: AggregateFunction, accumulator_type: Any, *, ttl: Ttl = None
+        self, name: str, function: AggregateFunction, accumulator_type: Any, **options: Unpack[StateOptions]
     ) -> AggregatingState[Any]:
-        """Register a state that keeps an accumulator of the values added to it. Raises like `value_state`."""
+        """Register a state that keeps an accumulator of the values added to it. Options and errors as of `value_state`."""
         if not isinstance(function, AggregateFunction):
             raise UsageError(
                 f"state '{name}': {function!r} is no AggregateFunction (create_accumulator, add, get_result, merge)"
             )
-        return self._keyed().register(AggregatingState, name, accumulator_type, function, ttl=ttl)
+        return self._keyed().register(AggregatingState, name, accumulator_type, function, **options)
 
     def timers(self, name: str, *, time: TimeDomain = "processing-time") -> Timers:
         """Register timers.
@@ -190,12 +198,32 @@ class KeyedState(StateFactory):
     def _keyed(self) -> KeyedState:
         return self
 
-    def register(self, state_class: type[S], name: str, type: Any, *arguments: Any, ttl: Ttl, detail: str = "") -> S:
+    def register(
+        self,
+        state_class: type[S],
+        name: str,
+        type: Any,
+        *arguments: Any,
+        detail: str = "",
+        **options: Unpack[StateOptions],
+    ) -> S:
         """Register a state of any kind; the methods named after the kinds do it."""
         full_name = self._full_name(name)
-        codec = Codec(type)
-        keys = self._store.register(full_name, f"{state_class.kind}{detail}", self.key_type, codec)
-        expiry = self._store.set_ttl(full_name, ttl)
+        unknown = options.keys() - StateOptions.__annotations__.keys()
+        if unknown:
+            hint = did_you_mean(min(unknown), StateOptions.__annotations__)
+            raise UsageError(f"state '{full_name}': there is no option '{min(unknown)}'; {hint}")
+        codec = Codec(type, options.get("codec", "msgpack"), allow_pickle=self._store.allow_pickle)
+        declared = Declaration(
+            full_name,
+            f"{state_class.kind}{detail}",
+            self.key_type,
+            codec,
+            options.get("upcast"),
+            full_names(self._prefix, options.get("renamed_from", ())),
+        )
+        keys = self._store.register(declared)
+        expiry = self._store.set_ttl(full_name, options.get("ttl"))
         made: Any = (state_class if expiry is None else EXPIRING[state_class])(full_name, self, codec, keys, *arguments)
         if expiry is not None:
             made.expiry = expiry
@@ -212,8 +240,8 @@ class KeyedState(StateFactory):
     def register_timers(self, name: str, time: TimeDomain) -> Timers:
         """See `timers`."""
         full_name = self._full_name(name)
-        state_id = self._store.register(full_name, f"{Timers.kind}[{time}]", self.key_type, Codec(None)).state_id
-        store = self._store
+        declared = Declaration(full_name, f"{Timers.kind}[{time}]", self.key_type, Codec(None))
+        state_id, store = self._store.register(declared).state_id, self._store
         made = self.states[name] = Timers(full_name, self, state_id, store.max_parallelism, store.key_groups, time)
         return made
 

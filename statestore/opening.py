@@ -38,6 +38,7 @@ def open(
     restore: str | None = None,
     job: str = "store",
     dir: str | os.PathLike[str] | None = None,
+    allow_pickle: bool | None = None,
     clock: Clock | None = None,
 ) -> StateStore:
     """Open a keyed-state store in this program.
@@ -61,6 +62,8 @@ def open(
     dir
         Local folder for the log and for what the backend keeps locally; default: the URL's path, or `.statestore/<job>`. A `memory://`
         store without it keeps everything in memory and forgets it when the process ends.
+    allow_pickle
+        Whether states may be declared with codec="pickle": reading them runs what code whoever can write the state puts there.
 
     Raises
     ------
@@ -82,6 +85,8 @@ def open(
         config = msgspec.structs.replace(
             config, state=msgspec.structs.replace(config.state, max_parallelism=max_parallelism)
         )
+    if allow_pickle is not None:
+        config = msgspec.structs.replace(config, state=msgspec.structs.replace(config.state, allow_pickle=allow_pickle))
     ephemeral = isinstance(target, str) and config.state.backend == "memory" and dir is None and root is None
     return open_store(
         config,
@@ -237,4 +242,5 @@ def _settings(config: Config) -> StoreSettings:
         base_ratio=config.checkpointing.base_ratio,
         base_min_bytes=config.checkpointing.base_min_size,
         ttl=TimeToLive(config.state.ttl, config.state.ttl_update, config.state.ttl_time),
+        allow_pickle=config.state.allow_pickle,
     )

@@ -121,6 +121,13 @@ class Pending:
             ]
         return found
 
+    def everything(self) -> dict[bytes, bytes | None]:
+        """All that waits; None deletes."""
+        merged: dict[bytes, bytes | None] = {}
+        for layer in reversed(self._layers()):
+            merged.update(layer.entries)
+        return merged
+
     def collection(self, prefix: bytes) -> dict[bytes, bytes | None]:
         """Entries of the map with this prefix."""
         merged: dict[bytes, bytes | None] = {}

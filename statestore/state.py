@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import msgspec
-
 from statestore.codecs import Codec, fresh_value
 from statestore.envelope import open_envelope, plain_head
 from statestore.errors import UsageError
@@ -63,7 +61,7 @@ class State(Generic[T]):
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys):
         self.name = name
         self._scope, self._codec, self._keys = scope, codec, keys
-        self._head = plain_head(0)
+        self._head = plain_head(codec.version)
         self._changed: dict[Any, Any] = {}
         self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
@@ -146,26 +144,10 @@ class State(Generic[T]):
         """Remove everything of the current key."""
         self._changed[self._scope.key] = ABSENT
 
-    def _encode_value(self, value: Any) -> bytes:
-        """Payload of a value. Raises UsageError when it is not of the declared type."""
-        expected = self._codec.value_class
-        if expected is not None and not isinstance(value, expected):
-            raise UsageError(f"state '{self.name}' holds {self._codec.name}, not {type(value).__name__}: {value!r}")
-        try:
-            data = self._codec.encode(value)
-            if value.__class__ is not expected:
-                # True passes for an int, and list[int] can't be asked: what could not be read again must not be written.
-                self._codec.decode(data)
-        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
-            raise UsageError(
-                f"a value of state '{self.name}' can't be encoded as {self._codec.name}: {error}"
-            ) from error
-        return data
-
     def _decode(self, stored: bytes) -> Any:
         """What is cached of a stored value. Raises CorruptionError."""
-        _, payload = open_envelope(stored, self.name)
-        return self._codec.decode_stored(payload, self.name)
+        version, payload = open_envelope(stored, self.name)
+        return self._codec.decode_stored(payload, version, self.name)
 
 
 class SingleState(State[T]):
@@ -262,21 +244,24 @@ class SingleState(State[T]):
     def _encode_changes(self, batch: EpochBatch) -> int:
         # The loop that stops the world at a checkpoint: everything it needs is local, the usual case has no call of ours but `of`.
         entries, entry_key, encode_key = batch.entries, self._keys.of, self._scope.encode_key
-        encode, expected, head, size = self._codec.encode, self._codec.value_class, self._head, 0
+        codec, head, size = self._codec, self._head, 0
+        encode, verify, fast_class = codec.encode, codec.verify, codec.fast_class
         for key, value in self._changed.items():
             if value is ABSENT:
                 entries[entry_key(encode_key(key))] = None
-            elif expected is not None and value.__class__ is expected:
+                continue
+            if value.__class__ is fast_class:
                 try:
-                    data = head + encode(value)
+                    data = encode(value)
+                    if verify is not None:
+                        verify(data)
                 except Exception:
-                    data = head + self._encode_value(value)
-                size += len(data)
-                entries[entry_key(encode_key(key))] = data
+                    data = codec.checked(value, self.name)
             else:
-                data = head + self._encode_value(value)
-                size += len(data)
-                entries[entry_key(encode_key(key))] = data
+                data = codec.checked(value, self.name)
+            data = head + data
+            size += len(data)
+            entries[entry_key(encode_key(key))] = data
         return size
 
 
@@ -321,9 +306,8 @@ class ValueState(SingleState[T]):
         self._load_many(keys)
         changed, young, default, fresh = self._changed, self._young, self._default, self._fresh
         values = [changed[key] if key in changed else young[key] for key in keys]
-        if ABSENT in values:
-            values = [(default if fresh is None else fresh()) if value is ABSENT else value for value in values]
-        return values
+        # Not `ABSENT in values`: arrays can't be compared.
+        return [(default if fresh is None else fresh()) if value is ABSENT else value for value in values]
 
     def update_many(self, keys: Sequence[Any], values: Sequence[T]) -> None:
         """Set the values of `keys`; of a key given twice, the last one stays.

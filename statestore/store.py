@@ -25,8 +25,7 @@ from statestore.backend import Backend
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, SnapshotChain
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
-from statestore.codecs import Codec
-from statestore.errors import ClosedError, IncompatibleStateError, StateMigrationError, UsageError
+from statestore.errors import ClosedError, UsageError
 from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
 from statestore.keys import EntryKeys, prefix_end, read_varint
@@ -38,6 +37,7 @@ from statestore.sweep import Sweep
 from statestore.timers import Timers
 from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
 from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
+from statestore.versions import Declaration, find, first_descriptor, fit, versions_in_use
 from statestore.wal.log import Log
 from statestore.wal.record import CommitRecord, StateDescriptor
 
@@ -68,6 +68,8 @@ class StoreSettings:
     base_min_bytes: int
     ttl: TimeToLive
     """Of the states that declare none."""
+    allow_pickle: bool
+    """Whether states may be declared with codec="pickle"."""
 
 
 class StateStore(StateFactory):
@@ -113,6 +115,8 @@ class StateStore(StateFactory):
         self._sweep = Sweep(backend, key_groups, clock)
         self._states: dict[str, StateDescriptor] = {}
         self._states_changed = False
+        self.declarations: dict[str, Declaration] = {}
+        """What has been registered, by full name."""
         self._epoch = Epoch(0)
         self.holds_entries = False
         """Whether anything has ever been committed; until then there is no need to look for it."""
@@ -179,6 +183,11 @@ class StateStore(StateFactory):
         )
 
     @property
+    def allow_pickle(self) -> bool:
+        """Whether states may be declared with codec="pickle"."""
+        return self._settings.allow_pickle
+
+    @property
     def _chain(self) -> SnapshotChain:
         assert self._snapshots is not None, "recover() comes first"
         return self._snapshots
@@ -206,26 +215,29 @@ class StateStore(StateFactory):
     def _keyed(self) -> KeyedState:
         return self._default
 
-    def register(self, name: str, kind: str, key_type: str, codec: Codec) -> EntryKeys:
-        """Find the state `name` among the restored ones, or give it an id; handles call this. Raises IncompatibleStateError."""
-        known = self._states.get(name)
+    def register(self, declared: Declaration) -> EntryKeys:
+        """Find a state among the restored ones, or give it an id; handles call this. Raises IncompatibleStateError."""
+        known = find(self._states, declared)
         if known is None:
             state_id = max((state.id for state in self._states.values()), default=0) + 1
             if state_id >= STAMP_STATE_ID:
                 raise UsageError(f"a store can't have more than {STAMP_STATE_ID - 1} states")
-            self._states[name] = StateDescriptor(state_id, name, kind, key_type, codec.name, codec.fingerprint)
+            state = first_descriptor(state_id, declared)
+        else:
+            if known.name != declared.name and known.name in self.declarations:
+                raise UsageError(f"state '{declared.name}' can't be renamed from '{known.name}', which is registered")
+            state = fit(known, declared, self._versions_in_use, is_whole=len(self.key_groups) == self.max_parallelism)
+        if state != known:
+            if known is not None:
+                del self._states[known.name]
+            self._states[state.name] = state
             self._states_changed = True
-            return EntryKeys(state_id, self.max_parallelism, self.key_groups)
-        if (known.kind, known.key_type) != (kind, key_type):
-            raise IncompatibleStateError(
-                f"state '{name}' was stored as {known.kind} state keyed by {known.key_type}, "
-                f"and is declared as {kind} state keyed by {key_type}"
-            )
-        if known.fingerprint != codec.fingerprint:
-            raise StateMigrationError(
-                name, known.type, codec.name, "the types differ; declare the stored type, or rename the state"
-            )
-        return EntryKeys(known.id, self.max_parallelism, self.key_groups)
+        self.declarations[state.name] = declared
+        return EntryKeys(state.id, self.max_parallelism, self.key_groups)
+
+    def _versions_in_use(self, state_id: int) -> set[int]:
+        """Schema versions that values of a state are stored with, by reading all of it."""
+        return versions_in_use(self._backend.scan, state_id, self.key_groups, self._pending.everything())
 
     def set_ttl(self, name: str, ttl: Ttl) -> Expiry | None:
         """Switch a registered state's time-out on or off; what tells the expired, or None when nothing expires. Raises UsageError."""

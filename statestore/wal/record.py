@@ -28,6 +28,7 @@ import zstandard
 
 from statestore.backend import Batch
 from statestore.errors import CorruptionError, UsageError
+from statestore.schema import Schema
 from statestore.ttl import StoredTtl, Times
 from statestore.types import Attempt, Epoch
 
@@ -50,12 +51,19 @@ class StateDescriptor(msgspec.Struct, frozen=True):
     name: str
     kind: str
     key_type: str
-    type: str
-    """Readable name of the value type."""
-    fingerprint: str
-    """Hash of the value type's schema."""
+    schemas: list[Schema | None]
+    """What values may be stored with, by schema version; None where no value is, any more."""
+    version: int
+    """Of the schema that values are written with."""
     ttl: StoredTtl | None = None
     """None when it never had a time-out."""
+
+    @property
+    def type(self) -> str:
+        """Readable name of the value type."""
+        schema = self.schemas[self.version]
+        assert schema is not None, "it is the one in use"
+        return schema.name
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):

@@ -490,10 +490,10 @@ def test_a_job_may_gain_operators(config):
 def test_a_state_of_another_type_than_stored(config):
     class CountDifferently(Count):
         def open(self, ctx):
-            self.counts = ctx.value_state("count", float, default=0.0)
+            self.counts = ctx.value_state("count", str, default="")
 
     counting(CollectSink()).run(config)
     job = Job("job")
     stream(job, 1, uid="in").key_by(parity, str).process(CountDifferently(), uid="count").sink(print, uid="out")
-    with pytest.raises(StateMigrationError, match="state 'count/count' was stored as int and is declared as float"):
+    with pytest.raises(StateMigrationError, match="state 'count/count' was stored as int and is declared as str"):
         job.run(config, restore="latest")

@@ -7,12 +7,13 @@ import zstandard
 
 from statestore.errors import ClosedError, CorruptionError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
+from statestore.schema import describe
 from statestore.ttl import Times
 from statestore.wal import record
 from statestore.wal.log import Log, segment_name
 from statestore.wal.record import CommitRecord, StateDescriptor
 
-STATES = [StateDescriptor(1, "counts", "value", "str", "int", "abc")]
+STATES = [StateDescriptor(1, "counts", "value", "str", [describe(int)], 0)]
 
 
 def new_log(storage, *, attempt=1, epoch=0, sequence=1, previous=""):
