@@ -10,6 +10,7 @@ store.commit()
 from statestore.checkpoint.parts import complete_parts
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
 from statestore.collection_state import ListState, MapState
+from statestore.compatibility import StateReport, check_checkpoint
 from statestore.config import Config, load_config
 from statestore.errors import (
     CheckpointNotFoundError,
@@ -54,6 +55,7 @@ __all__ = [
     "ReducingState",
     "Restored",
     "StateMigrationError",
+    "StateReport",
     "StateStore",
     "StateStoreError",
     "TimeToLive",
@@ -62,6 +64,7 @@ __all__ = [
     "UsageError",
     "ValueState",
     "complete_parts",
+    "check_checkpoint",
     "load_config",
     "open",
     "open_store",

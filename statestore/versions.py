@@ -63,11 +63,6 @@ class Verdict:
     way: Way
     differences: list[Difference]
 
-    @property
-    def problem(self) -> Difference:
-        """The first of what stands in the way."""
-        return next(one for one in self.differences if one.problem)
-
 
 def judge(stored: Schema, declared: Declaration) -> Verdict:
     """Compare a stored schema with the declared one."""
@@ -127,20 +122,31 @@ def fit(
         Values are stored that can't be read as the declared type.
     """
     check_kind(stored, declared)
-    schemas, codec = list(stored.schemas), declared.codec
-    verdicts = {version: judge(schema, declared) for version, schema in enumerate(schemas) if schema is not None}
-    bad = [version for version, verdict in verdicts.items() if verdict.way == "incompatible"]
-    in_use = used(stored.id) if bad else set()
-    for version in bad:
-        if version in in_use:
-            raise _migration_error(stored, version, declared, verdicts[version])
-        schemas[version] = None
+    verdicts, codec = verdicts_of(stored, declared, used), declared.codec
+    for version, verdict in verdicts.items():
+        if verdict.way == "incompatible":
+            raise _migration_error(stored, version, declared, verdict)
+    schemas = [schema if version in verdicts else None for version, schema in enumerate(stored.schemas)]
     same = [version for version, verdict in verdicts.items() if verdict.way == "same"]
     current = same[0] if same else _free_version(stored, schemas, used if is_whole else None)
     schemas[current : current + 1] = [codec.schema]
-    others = {version: verdicts[version] for version in verdicts if schemas[version] is stored.schemas[version]}
+    others = {version: verdicts[version] for version in verdicts if version != current and schemas[version] is not None}
     codec.reads(current, {version: _reader(stored, version, declared, verdict) for version, verdict in others.items()})
     return replace(stored, name=declared.name, schemas=schemas, version=current)
+
+
+def verdicts_of(stored: StateDescriptor, declared: Declaration, used: Callable[[int], set[int]]) -> dict[int, Verdict]:
+    """Verdict on each schema version that values are stored with; `used` as of `fit`. One that is not used can't be in the way."""
+    listed = [(version, schema) for version, schema in enumerate(stored.schemas) if schema is not None]
+    verdicts = {version: judge(schema, declared) for version, schema in listed}
+    if any(verdict.way == "incompatible" for verdict in verdicts.values()):
+        in_use = used(stored.id)
+        verdicts = {
+            version: verdict
+            for version, verdict in verdicts.items()
+            if version in in_use or verdict.way != "incompatible"
+        }
+    return verdicts
 
 
 def _free_version(stored: StateDescriptor, schemas: list[Schema | None], used: Callable[[int], set[int]] | None) -> int:

@@ -9,6 +9,7 @@ job = Job("word-count")
 """
 
 from statestore.state import AggregateFunction
+from statestore_runtime.checking import check_job
 from statestore_runtime.coordinator import CheckpointFailedError
 from statestore_runtime.executor import run_job
 from statestore_runtime.functions import KeyContext, KeyedProcessFunction, RuntimeContext, UserCodeError
@@ -49,5 +50,6 @@ __all__ = [
     "SourceContext",
     "Stream",
     "UserCodeError",
+    "check_job",
     "run_job",
 ]

@@ -16,6 +16,7 @@ import typer
 
 from statestore.errors import StateStoreError
 from statestore_runtime.cli import checkpoint
+from statestore_runtime.cli.check import check
 from statestore_runtime.cli.run import run
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+checkpoint.app.command()(check)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 
