@@ -250,7 +250,8 @@ def _convert(declared: Any, value: Any, key: str) -> Any:
     try:
         converted = msgspec.convert(value, declared, strict=False)
     except msgspec.ValidationError:
-        raise ValueError(f"{value!r} is not {'a number' if declared in (int, float) else declared}") from None
+        what = {int: "a number", float: "a number", bool: "true or false"}
+        raise ValueError(f"{value!r} is not {what.get(declared, declared)}") from None
     least = _AT_LEAST.get(key.rpartition(".")[2].replace("-", "_"))
     if least is not None and converted < least:
         raise ValueError(f"{value!r} is less than {least}")

@@ -115,10 +115,10 @@ def test_every_setting_is_documented_with_its_default():
 def meanings(text):
     """What a default may mean, as it is written."""
     found = [text]
-    for parse in (int, float, parse_duration, parse_size):
+    for parse in (int, float, parse_duration, parse_size, {"true": True, "false": False}.__getitem__):
         try:
             found.append(parse(text))
-        except ValueError:
+        except (ValueError, KeyError):
             pass
     return found if len(found) > 1 or re.fullmatch(r"[a-z-]+|redis://.*|[.]\w+", text) else [None]
 
