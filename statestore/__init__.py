@@ -8,11 +8,13 @@ store.commit()
 """
 
 from statestore.checkpoint.parts import complete_parts
+from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
 from statestore.collection_state import ListState, MapState
 from statestore.compatibility import StateReport, check_checkpoint
 from statestore.config import Config, load_config
 from statestore.errors import (
+    AlreadyExistsError,
     CheckpointNotFoundError,
     ClosedError,
     ConfigError,
@@ -34,6 +36,7 @@ from statestore.ttl import TimeToLive
 from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
 
 __all__ = [
+    "AlreadyExistsError",
     "AggregateFunction",
     "AggregatingState",
     "Attempt",
@@ -52,8 +55,10 @@ __all__ = [
     "ListState",
     "MapState",
     "PendingCheckpoint",
+    "PendingSavepoint",
     "ReducingState",
     "Restored",
+    "SavepointInfo",
     "StateMigrationError",
     "StateReport",
     "StateStore",

@@ -68,6 +68,13 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
     base_min_size: Size = 4 << 20
 
 
+class RecoveryConfig(Section, frozen=True, kw_only=True):
+    """`[state-recovery]`."""
+
+    claim_mode: Literal["no-claim", "claim"] = "no-claim"
+    """Whether a checkpoint or savepoint of elsewhere, once restored, belongs to this job, which then removes it in time."""
+
+
 class RestartConfig(Section, frozen=True, kw_only=True):
     """`[restart]`."""
 
@@ -98,6 +105,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     state: StateConfig = StateConfig()
     checkpointing: CheckpointingConfig = CheckpointingConfig()
+    state_recovery: RecoveryConfig = RecoveryConfig()
     restart: RestartConfig = RestartConfig()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
     source: SourceConfig = SourceConfig()
@@ -116,6 +124,7 @@ _ALIASES = {
     "execution.checkpointing.dir": "checkpointing.dir",
     "state.checkpoints.dir": "checkpointing.dir",
     "state.checkpoints.num-retained": "checkpointing.num-retained",
+    "execution.state-recovery.claim-mode": "state-recovery.claim-mode",
     "state.backend.type": "state.backend",
     "restart-strategy.type": "restart.type",
     "restart-strategy.fixed-delay.attempts": "restart.attempts",
@@ -136,6 +145,7 @@ _SHORT_ALIASES = {
 _SECTIONS: dict[str, type[Section]] = {
     "state": StateConfig,
     "checkpointing": CheckpointingConfig,
+    "state-recovery": RecoveryConfig,
     "restart": RestartConfig,
     "heartbeat": HeartbeatConfig,
     "source": SourceConfig,
@@ -187,7 +197,7 @@ def load_config(
         fields = _fields(_SECTIONS[section])
         sections[section][fields[name][0]] = _converted(fields[name][1], value, key, place)
     state = {**sections.pop("state"), "backends": backends}
-    made: dict[str, Any] = {name: _SECTIONS[name](**values) for name, values in sections.items()}
+    made: dict[str, Any] = {name.replace("-", "_"): _SECTIONS[name](**values) for name, values in sections.items()}
     config = Config(state=StateConfig(**state), **made)
     if config.state.max_parallelism > MAX_PARALLELISM_LIMIT:
         raise ConfigError(

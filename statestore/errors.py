@@ -92,6 +92,16 @@ class CheckpointNotFoundError(StateStoreError, FileNotFoundError):
         super().__init__(f"nothing to restore at {where}: {problem}{f'; {hint}' if hint else ''}")
 
 
+class AlreadyExistsError(StateStoreError, FileExistsError):
+    """Something is where it should be written, and is not replaced unasked: choose another place."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, problem: str, *, hint: str | None = None):
+        self.where, self.problem, self.hint = where, problem, hint
+        super().__init__(f"{where} is taken: {problem}{f'; {hint}' if hint else ''}")
+
+
 class ClosedError(StateStoreError, RuntimeError):
     """The store, log or backend was closed, or poisoned by a failed write, before this call."""
 

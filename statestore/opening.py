@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from statestore.backend import BackendContext, backend_class
+from statestore.backend import Backend, BackendContext, backend_class
 from statestore.checkpoint.storage import CheckpointStorage, checked_job_name
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
@@ -39,6 +39,7 @@ def open(
     job: str = "store",
     dir: str | os.PathLike[str] | None = None,
     allow_pickle: bool | None = None,
+    claim_mode: Literal["no-claim", "claim"] | None = None,
     clock: Clock | None = None,
 ) -> StateStore:
     """Open a keyed-state store in this program.
@@ -55,8 +56,8 @@ def open(
         Type of the keys: str, int, bytes, bool, a tuple of these, or a frozen msgspec.Struct.
     restore
         None: go on with the local state, or start empty where there is neither local state nor a checkpoint.
-        "latest": local state or the newest checkpoint, whichever is further on. A checkpoint's path: exactly that checkpoint, giving
-        up what came after. "none": start empty.
+        "latest": local state or the newest checkpoint, whichever is further on. The path of a checkpoint or savepoint: exactly that,
+        giving up what came after. "none": start empty.
     job
         Name of the store below the checkpoint directory and in a shared backend.
     dir
@@ -64,6 +65,9 @@ def open(
         store without it keeps everything in memory and forgets it when the process ends.
     allow_pickle
         Whether states may be declared with codec="pickle": reading them runs what code whoever can write the state puts there.
+    claim_mode
+        "claim": what is restored from elsewhere belongs to this store, which removes it once it needs it no more; see
+        `state-recovery.claim-mode`, the default.
 
     Raises
     ------
@@ -74,6 +78,24 @@ def open(
     CheckpointNotFoundError, CorruptionError, IncompatibleStateError
         The state can't be restored.
     """
+    config, root = resolved(target, checkpoint_dir=checkpoint_dir, max_parallelism=max_parallelism, job=job, dir=dir)
+    if allow_pickle is not None:
+        config = msgspec.structs.replace(config, state=msgspec.structs.replace(config.state, allow_pickle=allow_pickle))
+    if claim_mode is not None:
+        recovery = msgspec.structs.replace(config.state_recovery, claim_mode=claim_mode)
+        config = msgspec.structs.replace(config, state_recovery=recovery)
+    return open_store(config, job, restore=restore, key_type=key_type, clock=clock, auto_complete=True, root=root)
+
+
+def resolved(
+    target: str | Config,
+    *,
+    checkpoint_dir: str | None = None,
+    max_parallelism: int | None = None,
+    job: str = "store",
+    dir: str | os.PathLike[str] | None = None,
+) -> tuple[Config, str | None]:
+    """Configuration and local folder (None: everything in memory) of a store that is named as for `open`. Raises as `open` does."""
     config, root = (target, None) if isinstance(target, Config) else _config_of(target)
     if checkpoint_dir is not None:
         config = msgspec.structs.replace(
@@ -85,18 +107,8 @@ def open(
         config = msgspec.structs.replace(
             config, state=msgspec.structs.replace(config.state, max_parallelism=max_parallelism)
         )
-    if allow_pickle is not None:
-        config = msgspec.structs.replace(config, state=msgspec.structs.replace(config.state, allow_pickle=allow_pickle))
     ephemeral = isinstance(target, str) and config.state.backend == "memory" and dir is None and root is None
-    return open_store(
-        config,
-        job,
-        restore=restore,
-        key_type=key_type,
-        clock=clock,
-        auto_complete=True,
-        root=None if ephemeral else str(dir or root or Path(config.state.dir, job)),
-    )
+    return config, None if ephemeral else str(dir or root or Path(config.state.dir, job))
 
 
 def _config_of(url: str) -> tuple[Config, str | None]:
@@ -149,6 +161,68 @@ def open_store(
         Shared by the stores of one job; by default a new one, which fences all that were opened before. See
         `CheckpointStorage.claim_attempt`.
     """
+    parts = claim_parts(config, job, root=root, clock=clock, key_groups=key_groups, attempt=attempt)
+    try:
+        store = StateStore(
+            job=job,
+            backend=parts.backend,
+            backend_name=config.state.backend,
+            log=parts.log,
+            checkpoints=parts.checkpoints,
+            attempt=parts.attempt,
+            max_parallelism=config.state.max_parallelism,
+            key_groups=parts.key_groups,
+            settings=_settings(config),
+            clock=parts.clock,
+            place=parts.place,
+            lock=parts.lock,
+            key_type=key_type,
+            auto_complete=auto_complete,
+            run=run,
+        )
+    except BaseException:
+        parts.release()
+        raise
+    try:
+        store.recover(restore)
+    except BaseException:
+        store.release()
+        raise
+    return store
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a store is made of, claimed by one attempt."""
+
+    checkpoints: CheckpointStorage
+    attempt: Attempt
+    backend: Backend
+    log: Log
+    key_groups: range
+    lock: FolderLock | None
+    clock: Clock
+    place: str
+    """Where the state is, without secrets."""
+
+    def release(self) -> None:
+        """Let go of everything; idempotent."""
+        self.log.close()
+        self.backend.close()
+        if self.lock is not None:
+            self.lock.release()
+
+
+def claim_parts(
+    config: Config,
+    job: str,
+    *,
+    root: str | None,
+    clock: Clock | None,
+    key_groups: range | None = None,
+    attempt: Attempt | None = None,
+) -> Parts:
+    """Lock and open what a store is made of; the arguments are those of `open_store`."""
     checked_job_name(job)
     if root:
         config = _with_checkpoints_in(config, str(Path(root, "checkpoints")))
@@ -176,33 +250,13 @@ def open_store(
             attempt = checkpoints.claim_attempt(above=error.owner)
             backend = backend_type.open(replace(context, attempt=attempt))
         log_storage: AppendStorage = MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
-        store = StateStore(
-            job=job,
-            backend=backend,
-            backend_name=config.state.backend,
-            log=Log(log_storage, job, config.state.max_parallelism, own),
-            checkpoints=checkpoints,
-            attempt=attempt,
-            max_parallelism=config.state.max_parallelism,
-            key_groups=own,
-            settings=_settings(config),
-            clock=clock,
-            place=_place(options, folder if backend.durable else None),
-            lock=lock,
-            key_type=key_type,
-            auto_complete=auto_complete,
-            run=run,
-        )
+        log = Log(log_storage, job, config.state.max_parallelism, own)
     except BaseException:
         if lock is not None:
             lock.release()
         raise
-    try:
-        store.recover(restore)
-    except BaseException:
-        store.release()
-        raise
-    return store
+    place = _place(options, folder if backend.durable else None)
+    return Parts(checkpoints, attempt, backend, log, own, lock, clock, place)
 
 
 def _checked_range(key_groups: range | None, max_parallelism: int) -> range:
@@ -239,6 +293,7 @@ def _settings(config: Config) -> StoreSettings:
         cache_bytes=config.state.cache_size,
         pending_bytes=config.state.pending_size,
         num_retained=config.checkpointing.num_retained,
+        claims=config.state_recovery.claim_mode == "claim",
         base_ratio=config.checkpointing.base_ratio,
         base_min_bytes=config.checkpointing.base_min_size,
         ttl=TimeToLive(config.state.ttl, config.state.ttl_update, config.state.ttl_time),

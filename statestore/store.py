@@ -22,6 +22,9 @@ from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.backend import Backend
+from statestore.checkpoint.claim import claim
+from statestore.checkpoint.manifest import Claim
+from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, SnapshotChain
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
@@ -64,6 +67,8 @@ class StoreSettings:
     cache_bytes: int
     pending_bytes: int
     num_retained: int
+    claims: bool
+    """Whether a checkpoint or savepoint of elsewhere belongs to the store once it is restored."""
     base_ratio: float
     base_min_bytes: int
     ttl: TimeToLive
@@ -146,11 +151,15 @@ class StateStore(StateFactory):
                 run=self._run,
                 tail_counts=self._auto_complete,
             ).run()
-        self._begin(recovered)
+        claimed = recovered.checkpoint.claimed if recovered.checkpoint else None
+        if recovered.is_foreign:
+            since = CheckpointId((self.checkpoints.latest() or 0) + 1)
+            claimed = claim(str(restore), since) if self._settings.claims else None
+        self._begin(recovered, claimed)
         if recovered.is_foreign and self._auto_complete:
             self.checkpoint()  # what is committed from here on builds on state that must be found again from here
 
-    def _begin(self, recovered: Recovered) -> None:
+    def _begin(self, recovered: Recovered, claimed: Claim | None) -> None:
         self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
         self._states = {state.name: state for state in recovered.states}
         self._times.go_on_from(recovered.times)
@@ -179,6 +188,7 @@ class StateStore(StateFactory):
             max_parallelism=self.max_parallelism,
             key_groups=self.key_groups,
             recovered=recovered,
+            claimed=claimed,
             sweep=self._sweep,
         )
 
@@ -457,6 +467,27 @@ class StateStore(StateFactory):
         info = pending.finish()
         self.complete(info)
         return info
+
+    def savepoint(self, dir: str, meta: dict[str, Any] | None = None) -> SavepointInfo:
+        """Make a checkpoint, and copy it whole into a folder that is the caller's own: path or fsspec URL.
+
+        The folder can be moved, and any backend restores it. Nobody but the caller removes it.
+
+        Raises
+        ------
+        AlreadyExistsError
+            A savepoint is there already.
+        FencedError, UnavailableError, CorruptionError
+            As `checkpoint` does; what is in the folder is no savepoint then, and the next one made there replaces it.
+        """
+        return self.begin_savepoint(self.checkpoint(meta), dir).finish()
+
+    def begin_savepoint(self, info: CheckpointInfo, dir: str) -> PendingSavepoint:
+        """A savepoint of a complete checkpoint of this store, to be finished while the store goes on.
+
+        Until `finish` has ended, which must be called, no old checkpoint is removed.
+        """
+        return PendingSavepoint(self.checkpoints, info.manifest, dir, self._clock)
 
     def begin_checkpoint(self, meta: dict[str, Any] | None = None, *, final: bool = False) -> PendingCheckpoint:
         """First part of a checkpoint, which stops processing: commit and seal the log. Raises as `commit` does.

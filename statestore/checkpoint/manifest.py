@@ -1,8 +1,9 @@
-"""The manifest of a checkpoint: `<dir>/<job>/chk-<n>/_metadata`.
+"""The manifest of a checkpoint, `<dir>/<job>/chk-<n>/_metadata`, or of a savepoint, `<dir>/_metadata`.
 
 Invariants:
 - it is written last, by create-if-absent, so a checkpoint is there whole or not at all, and two writers can't both make number n;
-- it names every file by path, size and SHA-256; paths are relative to `<dir>/<job>/` and never leave it;
+- it names every file by path, size and SHA-256; paths are relative to `<dir>/<job>/` (a savepoint's: to its own
+  folder) and never leave it;
 - its parts cover every key group once; each is the state of one store, whose epochs are its own;
 - base at epoch A plus the deltas in their order, which cover (A, E] without a gap, are exactly the part's state at E.
 
@@ -25,7 +26,7 @@ from statestore.wal.record import StateDescriptor
 FORMAT = 1
 MANIFEST_MAX_BYTES = 64 << 20
 
-Kind = Literal["checkpoint", "final"]
+Kind = Literal["checkpoint", "final", "savepoint"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,11 +145,23 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         return self.base.epoch if self.base else Epoch(0)
 
 
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint or savepoint of elsewhere that the store was restored from, and is to remove once it needs it no more."""
+
+    path: str
+    """As `restore` takes it."""
+    sha256: str
+    """Of its manifest's file, so that nothing else is removed that may have taken its place."""
+    since: CheckpointId
+    """The first checkpoint made after it."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about one checkpoint."""
+    """Everything about one checkpoint or savepoint."""
 
     job: str
     checkpoint_id: CheckpointId
+    """A savepoint's: that of the checkpoint it was made of, 0 when it was made of none."""
     attempt: Attempt
     created: float
     """Seconds since the Unix epoch."""
@@ -162,6 +175,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller keeps with the state: source positions, sink transactions, watermarks."""
     times: Times
     """Where the clocks of time-outs stood."""
+    claimed: Claim | None = None
     format: int = FORMAT
 
     def files(self) -> list[FileEntry]:
@@ -202,6 +216,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Bytes of the manifest's file."""
     body = _encode(manifest)
     return _encode(_Envelope(msgspec.Raw(body), hashlib.sha256(body).hexdigest()))
+
+
+def manifest_sha256(manifest: Manifest) -> str:
+    """Hash of the manifest's file."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
 
 
 def decode_manifest(data: bytes, file: str) -> Manifest:

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from statestore.checkpoint.claim import settle_claim
 from statestore.checkpoint.manifest import (
     Base,
     BaseEntry,
@@ -120,7 +121,7 @@ def complete_parts(
     """
     manifest = checkpoints.complete_next(combined(manifests, meta))
     checkpoints.collect_quietly(num_retained)
-    return CheckpointInfo.of(manifest, checkpoints, seconds)
+    return CheckpointInfo.of(manifest, checkpoints, seconds, settle_claim(manifest, num_retained))
 
 
 def combined(manifests: Sequence[Manifest], meta: dict[str, Any] | None = None) -> Manifest:

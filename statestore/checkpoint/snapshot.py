@@ -19,7 +19,8 @@ from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.backend import Backend
-from statestore.checkpoint.manifest import Base, BaseEntry, InheritedBase, Manifest, Part
+from statestore.checkpoint.claim import settle_claim
+from statestore.checkpoint.manifest import Base, BaseEntry, Claim, InheritedBase, Manifest, Part
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.upload import upload_base, upload_deltas
 from statestore.clock import Clock
@@ -52,9 +53,13 @@ class CheckpointInfo:
     path: str
     """As `restore` takes it."""
     manifest: Manifest
+    claimed: Claim | None = None
+    """What the store was restored from and still is to remove."""
 
     @classmethod
-    def of(cls, manifest: Manifest, checkpoints: CheckpointStorage, seconds: float) -> CheckpointInfo:
+    def of(
+        cls, manifest: Manifest, checkpoints: CheckpointStorage, seconds: float, claimed: Claim | None
+    ) -> CheckpointInfo:
         """What there is to know of a checkpoint that was just completed."""
         return cls(
             checkpoint_id=manifest.checkpoint_id,
@@ -64,6 +69,7 @@ class CheckpointInfo:
             seconds=seconds,
             path=checkpoints.path_of(manifest.checkpoint_id),
             manifest=manifest,
+            claimed=claimed,
         )
 
 
@@ -130,12 +136,13 @@ class SnapshotChain:
         max_parallelism: int,
         key_groups: range,
         recovered: Recovered,
+        claimed: Claim | None,
         sweep: Sweep,
     ):
         self._checkpoints, self._log, self._backend = checkpoints, log, backend
         self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
         self._settings, self._max_parallelism, self._key_groups = settings, max_parallelism, key_groups
-        self._sweep = sweep
+        self._sweep, self._claimed = sweep, claimed
         self._base: Base | None = recovered.base
         self._deltas = recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
@@ -175,6 +182,7 @@ class SnapshotChain:
             parts=[part],
             meta=meta,
             times=times,
+            claimed=self._claimed,
         )
         return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
 
@@ -211,13 +219,14 @@ class SnapshotChain:
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
             manifest = self._checkpoints.complete_next(manifest)
             self._checkpoints.collect_quietly(self._settings.num_retained)
-        return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun)
+            claimed = settle_claim(manifest, self._settings.num_retained)
+        return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun, claimed)
 
     def completed(self, info: CheckpointInfo) -> Epoch:
         """Build on this checkpoint from now on; returns the epoch that it has of this store."""
         part = info.manifest.part_of(self._key_groups)
         assert part is not None, "a checkpoint of this store has a part of it"
-        self.newest_id, self.covered_epoch = info.checkpoint_id, part.epoch
+        self.newest_id, self.covered_epoch, self._claimed = info.checkpoint_id, part.epoch, info.claimed
         self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
         self._metrics.state_bytes = sum(file.size for file in part.files())
         self._metrics.uploaded_bytes += part.uploaded_bytes

@@ -5,6 +5,8 @@
     <dir>/<job>/shared/...            bases and deltas, with names unique to the attempt
     <dir>/<job>/_latest               hint: a checkpoint number near the newest, so that not all need be probed
 
+A savepoint is a folder of its own, `<anywhere>/_metadata` beside its files, see `savepoint.py`.
+
 Invariants:
 - checkpoint and attempt numbers have no gaps, so the newest is found by asking for the next until there is none: a stale listing or hint
   can cost time, never a decision;
@@ -19,7 +21,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -39,6 +42,12 @@ from statestore.types import Attempt, CheckpointId
 
 logger = logging.getLogger("statestore.checkpoint")
 
+METADATA = "_metadata"
+MOVED = (
+    "which shares files with the others there, so it can't be moved or copied alone: "
+    "copy the job's whole folder under its own name, or make a savepoint"
+)
+
 _job_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -52,18 +61,24 @@ def checked_job_name(job: str) -> str:
 
 
 def locate_checkpoint(path: str, own: CheckpointStorage | None = None) -> tuple[CheckpointStorage, CheckpointId]:
-    """Storage and number of the checkpoint that `path` (`<dir>/<job>/chk-<n>`) names; `own` itself when it lies there.
+    """Storage and number of the checkpoint (`<dir>/<job>/chk-<n>`) or savepoint (its folder) that `path` names.
+
+    Parameters
+    ----------
+    own
+        Returned itself when the checkpoint lies there.
 
     Raises
     ------
     UsageError
-        It is no checkpoint's path.
+        It is no path of either, or leads to a checkpoint that was taken out of its job's folder.
     CheckpointNotFoundError
         Nothing is there.
     """
     match = re.fullmatch(r"(?P<dir>.+)/(?P<job>[^/]+)/chk-(?P<number>[0-9]+)(/_metadata)?/?", path)
     if not match:
-        raise UsageError(f"'{path}' is no checkpoint's path: expected <dir>/<job>/chk-<number>, or latest, or none")
+        savepoint = _open_savepoint(path)
+        return savepoint, savepoint.checkpoint_id
     number = CheckpointId(int(match["number"]))
     folder = local_path(match["dir"])
     if folder is not None and not Path(folder, match["job"]).is_dir():
@@ -74,24 +89,47 @@ def locate_checkpoint(path: str, own: CheckpointStorage | None = None) -> tuple[
     return CheckpointStorage(storage, match["job"]), number
 
 
+def _open_savepoint(path: str) -> SavepointStorage:
+    path = path.rstrip("/").removesuffix(f"/{METADATA}")
+    folder = local_path(path)
+    if folder is not None and not Path(folder).is_dir():
+        if "/" not in path:
+            raise UsageError(
+                f"'{path}' is no checkpoint's path: expected <dir>/<job>/chk-<number>, a savepoint's folder, latest, or none"
+            )
+        raise CheckpointNotFoundError(path, "there is no such folder")
+    storage = open_storage(path)
+    try:
+        data = storage.read(METADATA)
+    except FileNotFoundError:
+        problem = f"it has no {METADATA}: it is no savepoint, or one that was not completed"
+        raise CheckpointNotFoundError(storage.url, problem) from None
+    manifest = decode_manifest(data, f"{storage.url}/{METADATA}")
+    if manifest.kind != "savepoint":
+        raise UsageError(f"{storage.url} is checkpoint {manifest.checkpoint_id} of job '{manifest.job}', {MOVED}")
+    return SavepointStorage(storage, manifest)
+
+
 class CheckpointStorage:
     """Checkpoints of one job in a `Storage`."""
 
     def __init__(self, storage: Storage, job: str):
         self.storage, self.job = storage, checked_job_name(job)
         self.url = f"{storage.url.rstrip('/')}/{job}"
+        self._collecting, self._holds = threading.Lock(), 0
 
     @staticmethod
     def jobs(storage: Storage) -> list[str]:
         """Names of the jobs with checkpoints below `storage`; a listing."""
-        return sorted({name.split("/")[0] for name in storage.list() if name.endswith("/_metadata")})
+        found = (re.fullmatch(rf"([^/]+)/chk-[0-9]+/{METADATA}", name) for name in storage.list())
+        return sorted({match[1] for match in found if match})
 
     def path_of(self, checkpoint_id: CheckpointId) -> str:
         """Full path of a checkpoint, as `restore` takes it."""
         return f"{self.url}/chk-{checkpoint_id}"
 
     def _manifest_name(self, checkpoint_id: int) -> str:
-        return f"{self.job}/chk-{checkpoint_id}/_metadata"
+        return f"{self.job}/chk-{checkpoint_id}/{METADATA}"
 
     def object_name(self, path: str) -> str:
         """Name in the storage of a manifest's path."""
@@ -177,7 +215,7 @@ class CheckpointStorage:
         manifest = decode_manifest(data, f"{self.storage.url}/{name}")
         if manifest.job != self.job or manifest.checkpoint_id != checkpoint_id:
             found = f"checkpoint {manifest.checkpoint_id} of job '{manifest.job}'"
-            raise CorruptionError(f"{self.storage.url}/{name}", f"it is the manifest of {found}")
+            raise CorruptionError(f"{self.storage.url}/{name}", f"it is the manifest of {found}, {MOVED}")
         return manifest
 
     def retained(self) -> list[CheckpointId]:
@@ -272,8 +310,24 @@ class CheckpointStorage:
 
         A file goes only if no retained manifest names it. When any manifest concerned can't be read, nothing is removed.
         """
-        numbers = self.retained()
-        doomed, kept = numbers[:-keep], numbers[-keep:]
+        with self._collecting:
+            if self._holds > 0:
+                return 0
+            numbers = self.retained()
+            return self.remove(numbers[:-keep], numbers[-keep:])
+
+    def hold(self) -> None:
+        """Let `collect` remove nothing until `let_go` is called; waits for one that is at work."""
+        with self._collecting:
+            self._holds += 1
+
+    def let_go(self) -> None:
+        """Take one `hold` back."""
+        with self._collecting:
+            self._holds -= 1
+
+    def remove(self, doomed: Sequence[CheckpointId], kept: Sequence[CheckpointId]) -> int:
+        """Remove checkpoints (ascending) and the files that none of `kept` names; see `collect`."""
         if not doomed:
             return 0
         try:
@@ -297,3 +351,30 @@ class CheckpointStorage:
             self.collect(keep)
         except UnavailableError as error:
             logger.warning("old checkpoints at %s were not removed: %s", self.url, error)
+
+
+class SavepointStorage(CheckpointStorage):
+    """A savepoint's folder, read as a job's folder that has just this one checkpoint."""
+
+    def __init__(self, storage: Storage, manifest: Manifest):
+        super().__init__(storage, manifest.job)
+        self.url, self.checkpoint_id = storage.url, manifest.checkpoint_id
+
+    def latest(self) -> CheckpointId:
+        """The number that the savepoint's manifest has."""
+        return self.checkpoint_id
+
+    def retained(self) -> list[CheckpointId]:
+        """Just that number."""
+        return [self.checkpoint_id]
+
+    def path_of(self, checkpoint_id: CheckpointId) -> str:
+        """The folder."""
+        return self.url
+
+    def object_name(self, path: str) -> str:
+        """The path itself: it is relative to the folder."""
+        return path
+
+    def _manifest_name(self, checkpoint_id: int) -> str:
+        return METADATA

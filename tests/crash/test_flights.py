@@ -31,7 +31,10 @@ BUSY = [
     "restart.delay=0",
 ]
 RECOVERY_POINTS = [name for name in crashpoints.NAMES if name.startswith("recovery.")]
-POINTS = [name for name in crashpoints.NAMES if name not in (*RECOVERY_POINTS, "job.batch")]
+OFFLINE = ("savepoint.", "claim.", "migrate.")  # see test_copies.py
+POINTS = [
+    name for name in crashpoints.NAMES if name not in (*RECOVERY_POINTS, "job.batch") and not name.startswith(OFFLINE)
+]
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,10 @@ Dir = Annotated[
 ]
 Which = Annotated[
     str,
-    typer.Argument(metavar="PATH|JOB", help="A checkpoint's path <dir>/<job>/chk-<n>, or a job, for its newest one."),
+    typer.Argument(
+        metavar="PATH|JOB",
+        help="A checkpoint's path <dir>/<job>/chk-<n>, a savepoint's folder, or a job, for its newest checkpoint.",
+    ),
 ]
 
 
@@ -72,7 +75,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show what a checkpoint consists of."""
-    checkpoints, manifest = _find(which, dir, config, overrides)
+    checkpoints, manifest = find(which, dir, config, overrides)
     if json:
         sums = {"epoch": manifest.epoch, "uploaded_bytes": manifest.uploaded_bytes, "total_bytes": manifest.total_bytes}
         print_json({"path": checkpoints.path_of(manifest.checkpoint_id), **sums, **msgspec.to_builtins(manifest)})
@@ -103,7 +106,7 @@ def verify(
     """Read every file of a checkpoint and compare it with its hash; exit code 4 when one is damaged."""
     from statestore.errors import CorruptionError
 
-    checkpoints, manifest = _find(which, dir, config, overrides)
+    checkpoints, manifest = find(which, dir, config, overrides)
     path, problems = checkpoints.path_of(manifest.checkpoint_id), checkpoints.verify(manifest)
     files = len(manifest.files())
     if json:
@@ -128,9 +131,10 @@ def _storage(dir: str | None, config: str | None, overrides: list[str] | None) -
     return open_storage(place)
 
 
-def _find(
+def find(
     which: str, dir: str | None, config: str | None, overrides: list[str] | None
 ) -> tuple[CheckpointStorage, Manifest]:
+    """The checkpoint or savepoint that an argument names. Raises CheckpointNotFoundError."""
     from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
     from statestore.errors import CheckpointNotFoundError
 

@@ -1,4 +1,4 @@
-"""What `statestore run` shows: a live line while the job runs, and a report at its end."""
+"""What the commands show while they work: `run` a live line, and a report at its end; a copy a progress bar."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed, Message, Progress, Restarting, Started
@@ -148,3 +150,36 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+class CopyBar:
+    """Progress bar of a copy, on standard error, where that is a terminal."""
+
+    def __init__(self, *, show: bool = True):
+        console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[entries]:,} entries"),
+            TimeRemainingColumn(),
+        )
+        self._progress = ProgressBar(
+            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> CopyBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, phase: str, share: float, entries: int) -> None:
+        """Move the bar of this phase."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=1.0, entries=0)
+        self._progress.update(self._tasks[phase], completed=share, entries=entries)

@@ -18,6 +18,7 @@ from statestore.errors import StateStoreError
 from statestore_runtime.cli import checkpoint
 from statestore_runtime.cli.check import check
 from statestore_runtime.cli.run import run
+from statestore_runtime.cli.savepoint import savepoint
 
 app = typer.Typer(
     name="statestore",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(run)
 checkpoint.app.command()(check)
+app.command()(savepoint)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

@@ -20,7 +20,9 @@ def run(
     overrides: Overrides = None,
     restore: Annotated[
         str | None,
-        typer.Option(metavar="latest|none|PATH", help="Go on from the newest or a given checkpoint, or start over."),
+        typer.Option(
+            metavar="latest|none|PATH", help="Go on from the newest or a given checkpoint or savepoint, or start over."
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,

@@ -1,0 +1,75 @@
+"""Claim mode: what a store was restored from becomes its own, and is removed when it is needed no more.
+
+Invariants:
+- the claim stands in every checkpoint made since, so a store that is opened again after a crash removes what it owes;
+- what was claimed goes only when as many checkpoints of the store's own are complete as it retains, none of which refers to it;
+- what lies at the place by then and is not what was claimed stays.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from statestore import crashpoints
+from statestore.checkpoint.manifest import Claim, Manifest, manifest_sha256
+from statestore.checkpoint.storage import SavepointStorage, locate_checkpoint
+from statestore.errors import CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
+from statestore.io import redacted
+from statestore.types import CheckpointId
+
+logger = logging.getLogger("statestore.checkpoint")
+
+
+def claim(path: str, since: CheckpointId) -> Claim:
+    """Take over what a store was restored from. A job that it is a checkpoint of can complete nothing more: its attempt is fenced.
+
+    Raises
+    ------
+    UsageError
+        The path holds a secret, which a claim would keep.
+    CheckpointNotFoundError, CorruptionError, UnavailableError
+        It can't be read.
+    """
+    if redacted(path) != path:
+        raise UsageError(
+            f"{redacted(path)} can't be claimed: its URL holds a secret, which would be kept in every checkpoint; "
+            "give the secret by the environment"
+        )
+    checkpoints, number = locate_checkpoint(path)
+    manifest = checkpoints.load(number)
+    if not isinstance(checkpoints, SavepointStorage):
+        checkpoints.claim_attempt()
+    return Claim(path=checkpoints.path_of(number), sha256=manifest_sha256(manifest), since=since)
+
+
+def settle_claim(manifest: Manifest, num_retained: int) -> Claim | None:
+    """Remove what is claimed, now that the checkpoint of `manifest` is complete, if it would not be retained any more; else the claim."""
+    claimed = manifest.claimed
+    if claimed is None or manifest.checkpoint_id - claimed.since + 1 < num_retained:
+        return claimed
+    try:
+        remove_claimed(claimed)
+    except UnavailableError as error:  # it is tried again after the next checkpoint
+        logger.warning("%s, which was claimed, was not removed: %s", claimed.path, error)
+        return claimed
+    return None
+
+
+def remove_claimed(claimed: Claim) -> None:
+    """Remove a claimed savepoint, or a claimed checkpoint and the older ones of its job, which it shares files with.
+
+    Files that newer checkpoints there name stay. Raises UnavailableError.
+    """
+    crashpoints.reach("claim.removing")
+    try:
+        checkpoints, number = locate_checkpoint(claimed.path)
+        manifest = checkpoints.load(number)
+    except (CheckpointNotFoundError, CorruptionError, UsageError) as error:
+        logger.info("nothing is left of %s to remove: %s", claimed.path, error)
+        return
+    if manifest_sha256(manifest) != claimed.sha256:
+        logger.warning("%s is not what was claimed any more, and stays", claimed.path)
+        return
+    numbers = checkpoints.retained()
+    checkpoints.remove([n for n in numbers if n <= number], [n for n in numbers if n > number])
+    crashpoints.reach("claim.removed")
