@@ -28,6 +28,8 @@ from statestore.errors import (
 )
 from statestore.keyed import KeyedState
 from statestore.keys import split_key_groups
+from statestore.migration.migrate import MigrationReport, migrate
+from statestore.migration.place import Place
 from statestore.opening import open, open_store
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
@@ -54,9 +56,11 @@ __all__ = [
     "KeyedState",
     "ListState",
     "MapState",
+    "MigrationReport",
     "PendingCheckpoint",
     "PendingSavepoint",
     "ReducingState",
+    "Place",
     "Restored",
     "SavepointInfo",
     "StateMigrationError",
@@ -71,6 +75,7 @@ __all__ = [
     "complete_parts",
     "check_checkpoint",
     "load_config",
+    "migrate",
     "open",
     "open_store",
     "split_key_groups",

@@ -126,6 +126,11 @@ class Backend(ABC):
         """Release everything; idempotent. Does not imply `persist`."""
 
 
+def backend_names() -> set[str]:
+    """Names of the installed backends, which are also the schemes of state URLs."""
+    return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def backend_class(name: str) -> type[Backend]:
     """Class registered as `name` in the entry-point group `statestore.backends`.
 

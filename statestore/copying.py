@@ -122,6 +122,8 @@ def copy_entries(
         target.write(piece, progress)
         if show is not None:
             show("copy", _share(last_key, source.manifest.max_parallelism), tally.entries)
+    if show is not None:
+        show("copy", 1.0, tally.entries)
 
 
 def tally_of(entries: Iterator[Entry], max_parallelism: int, show: Show | None = None) -> Tally:
@@ -131,6 +133,8 @@ def tally_of(entries: Iterator[Entry], max_parallelism: int, show: Show | None =
         tally.add(piece)
         if show is not None:
             show("verify", _share(piece[-1][0], max_parallelism), tally.entries)
+    if show is not None:
+        show("verify", 1.0, tally.entries)
     return tally
 
 

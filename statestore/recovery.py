@@ -34,7 +34,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.keys import group_start
-from statestore.stamp import decode_stamp, encode_stamp, stamp_key
+from statestore.stamp import decode_stamp, encode_stamp, stamp_key, unfinished_key
 from statestore.ttl import Times
 from statestore.types import Epoch
 from statestore.wal.log import Log, SealedSegment
@@ -127,6 +127,7 @@ class Recovery:
             return self._empty(newest)
         self._read_log(may_be_lost=not self._tail_counts)
         if self._restore is None:
+            self._refuse_unfinished()
             self._refuse_to_guess(newest)
             if newest is not None and not self._tail_counts:
                 return self._empty(newest)
@@ -158,6 +159,13 @@ class Recovery:
             raise UsageError(
                 f"there is no local state, but a checkpoint at {place}: open with restore='latest' to load it, "
                 "or with restore='none' to start empty"
+            )
+
+    def _refuse_unfinished(self) -> None:
+        if self._backend.durable and self._note(unfinished_key(self._key_groups)) is not None:
+            raise UsageError(
+                f"a migration into the state of '{self._checkpoints.job}' was interrupted: run it again, and it goes on; "
+                "or start over with restore 'none' (--restore none)"
             )
 
     def _part(self, manifest: Manifest) -> Part:
@@ -243,7 +251,7 @@ class Recovery:
         recovered = Recovered(log_sequence=self._log.sealed[-1].sequence, log_sha256=self._log.sealed[-1].sha256)
         if self._backend_survived(last):
             self._apply_log(self._backend.applied_epoch())
-        elif self._log.sealed[0].first_epoch == 1:
+        elif self._log.sealed[0].first_epoch == 1 and not self._log.sealed[0].previous:
             self._backend.clear(self._key_groups)
             self._apply_log(Epoch(0))
         else:
@@ -324,11 +332,7 @@ class Recovery:
         marker = self._backend.applied_epoch()
         if marker == 0 or marker > last_epoch:
             return False
-        try:
-            (stored,) = self._backend.get_many([self._stamp_key])
-        except (UnavailableError, CorruptionError) as error:
-            logger.error("the backend's state is not used: %s", error)
-            return False
+        stored = self._note(self._stamp_key)
         if stored is None:
             return False
         stamp = decode_stamp(stored)
@@ -336,6 +340,15 @@ class Recovery:
             segment.attempt == stamp.attempt and segment.first_epoch <= marker <= segment.last_epoch
             for segment in self._log.sealed
         )
+
+    def _note(self, key: bytes) -> bytes | None:
+        """A reserved entry of the backend, None when it is not there or can't be read."""
+        try:
+            (stored,) = self._backend.get_many([key])
+        except (UnavailableError, CorruptionError) as error:
+            logger.error("the backend's state is not used: %s", error)
+            return None
+        return stored
 
     def _load(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
         """Empty the backend and fill it from a checkpoint; the marker is set by the last step only."""

@@ -1,7 +1,7 @@
-"""The reserved entry that says which attempt wrote the newest epoch in a backend.
+"""The reserved entries: the stamp, which says what attempt wrote the newest epoch in a backend, and a migration's note.
 
-It is part of every batch applied, so it is as atomic with the data as the marker is. Epoch numbers repeat when a history is given up (an
-older checkpoint restored); attempt numbers never do, so attempt and epoch together tell histories apart.
+The stamp is part of every batch applied, so it is as atomic with the data as the marker is. Epoch numbers repeat when a history is given
+up (an older checkpoint restored); attempt numbers never do, so attempt and epoch together tell histories apart.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from statestore.types import Attempt, Epoch
 STAMP_STATE_ID = 0xFFFF
 
 _STATE = STAMP_STATE_ID.to_bytes(2, "big")
-_KEY = b"stamp"
 
 
 def stamp_key(key_groups: range) -> bytes:
     """Entry key of the stamp of a store that keeps these key groups: in the first of them."""
-    return group_start(key_groups.start) + _STATE + length_prefix(_KEY) + _KEY
+    return _reserved(key_groups, b"stamp")
+
+
+def unfinished_key(key_groups: range) -> bytes:
+    """Entry key of the note that is there as long as a migration fills the backend: how far it has come."""
+    return _reserved(key_groups, b"unfinished")
+
+
+def _reserved(key_groups: range, name: bytes) -> bytes:
+    return group_start(key_groups.start) + _STATE + length_prefix(name) + name
 
 
 def is_stamp(entry_key: bytes) -> bool:
-    """Whether an entry is a stamp, and so no state."""
+    """Whether an entry is a stamp or a note, and so no state."""
     return entry_key[2:4] == _STATE
 
 

@@ -36,6 +36,7 @@ CHANGE_BYTES = 300
 _STORED = plain_head(0) + b"\xc0"
 _EPOCH_SIGN = 1 << 63
 _TIME_BYTES = 8
+_PREFIX_BYTES = 6
 
 
 def _time_bytes(at: float) -> bytes:
@@ -43,6 +44,11 @@ def _time_bytes(at: float) -> bytes:
         return (round(at * 1000) + _EPOCH_SIGN).to_bytes(_TIME_BYTES, "big")
     except (OverflowError, ValueError):
         raise UsageError(f"no timer can be set for {at}: its milliseconds must fit into 64 bits") from None
+
+
+def key_of_timer(entry_key: bytes) -> bytes:
+    """Encoded key of a timer's entry."""
+    return entry_key[_PREFIX_BYTES + _TIME_BYTES :]
 
 
 class _Group:

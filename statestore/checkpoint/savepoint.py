@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from statestore import crashpoints
 from statestore.checkpoint.manifest import BaseEntry, Manifest, Part, SegmentEntry, encode_manifest
-from statestore.checkpoint.storage import METADATA, CheckpointStorage, SavepointStorage
+from statestore.checkpoint.storage import METADATA, CheckpointStorage, SavepointStorage, locate_checkpoint
+from statestore.checkpoint.view import CheckpointView
 from statestore.clock import Clock
 from statestore.copying import Entry, Progress, Show, Source, copy_entries, source_of
 from statestore.errors import AlreadyExistsError, CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
@@ -77,7 +79,7 @@ def save_checkpoint(
         A file of the checkpoint is damaged.
     """
     source = source_of(checkpoints, manifest)
-    writer = SavepointWriter(dir, source)
+    writer = SavepointWriter(dir, source, clock)
     try:
         copy_entries(source, writer, show)
     except CorruptionError:
@@ -88,7 +90,7 @@ def save_checkpoint(
             reason = "its job has removed it meanwhile"
             raise UnavailableError("checkpoint", place, reason, hint="run it again, for a newer one") from None
         raise
-    return writer.complete(clock)
+    return writer.complete()
 
 
 class _Unfinished(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,23 +105,35 @@ class _Unfinished(msgspec.Struct, frozen=True, kw_only=True):
 class SavepointWriter:
     """Target of a copy that ends as a savepoint.
 
+    Parameters
+    ----------
+    taken
+        Places that must stay as they are.
+    overwrite
+        Whether a savepoint that is there is removed.
+
     Raises
     ------
     AlreadyExistsError
         From the constructor or `complete`: a savepoint is there already.
     UsageError
-        The folder is called like a checkpoint.
+        The folder is called like a checkpoint, or is one of `taken`.
     UnavailableError
         The storage does not answer.
     """
 
-    def __init__(self, dir: str, source: Source):
+    def __init__(self, dir: str, source: Source, clock: Clock, *, taken: Collection[str] = (), overwrite: bool = False):
         if re.fullmatch(r"chk-[0-9]+", dir.rstrip("/").rpartition("/")[2]):
             raise UsageError(f"a savepoint's folder can't be called like a checkpoint: '{dir}'")
         self._storage = storage = open_storage(dir)
-        self._source = source
+        self._source, self._clock, self.where = source, clock, storage.url
+        if storage.url in taken:
+            raise UsageError(f"source and target are one: {storage.url}")
         if storage.exists(METADATA):
-            raise self._taken()
+            if not overwrite:
+                raise self._taken()
+            savepoint, number = locate_checkpoint(dir)
+            savepoint.remove([number], [])
         found = _read_progress(storage)
         if found is not None and found.progress.source == source.identity and _are_there(storage, found.segments):
             self._unfinished = found
@@ -129,7 +143,7 @@ class SavepointWriter:
         self.progress = self._unfinished.progress
 
     def _taken(self) -> AlreadyExistsError:
-        return AlreadyExistsError(self._storage.url, "there is a savepoint", hint="choose another folder")
+        return AlreadyExistsError(self.where, "there is a savepoint", hint="choose another folder")
 
     def write(self, piece: list[Entry], progress: Progress) -> None:
         """Store the piece as one more segment."""
@@ -148,13 +162,24 @@ class SavepointWriter:
             entries=writer.entries,
         )
         self._storage.write(entry.path, data)
-        self._unfinished = msgspec.structs.replace(self._unfinished, progress=progress, segments=[*segments, entry])
-        self.progress = progress
-        self._storage.write(PROGRESS, msgspec.json.encode(self._unfinished))
+        self._note(msgspec.structs.replace(self._unfinished, progress=progress, segments=[*segments, entry]))
         crashpoints.reach("savepoint.copying")
 
-    def manifest(self, created: float) -> Manifest:
-        """What the savepoint will be, of the entries that are there."""
+    def _note(self, unfinished: _Unfinished) -> None:
+        self._unfinished, self.progress = unfinished, unfinished.progress
+        self._storage.write(PROGRESS, msgspec.json.encode(unfinished))
+
+    def scan(self) -> Iterator[Entry]:
+        """What is there."""
+        manifest = self._manifest()
+        return CheckpointView(SavepointStorage(self._storage, manifest), manifest).scan(b"", None)
+
+    def give_up(self) -> None:
+        """Whoever comes next begins anew."""
+        self._note(msgspec.structs.replace(self._unfinished, progress=Progress(source="")))
+
+    def _manifest(self) -> Manifest:
+        """Of the savepoint that the segments make."""
         origin, segments = self._source.manifest, self._unfinished.segments
         part = Part(
             first_key_group=0,
@@ -169,19 +194,15 @@ class SavepointWriter:
         return msgspec.structs.replace(
             origin,
             kind="savepoint",
-            created=created,
+            created=self._clock.time(),
             run="",
             parts=[part],
             claimed=None,
         )
 
-    def reader(self) -> SavepointStorage:
-        """The folder, to read back what was written."""
-        return SavepointStorage(self._storage, self._source.manifest)
-
-    def complete(self, clock: Clock) -> SavepointInfo:
+    def complete(self) -> SavepointInfo:
         """Write `_metadata`: from here on the savepoint exists."""
-        manifest = self.manifest(clock.time())
+        manifest = self._manifest()
         try:
             self._storage.create(METADATA, encode_manifest(manifest))
         except FileExistsError:

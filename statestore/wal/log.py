@@ -21,15 +21,32 @@ from statestore.errors import ClosedError, CorruptionError, IncompatibleStateErr
 from statestore.io import Appender, AppendStorage
 from statestore.types import Attempt, Epoch
 from statestore.wal.reader import Group, SegmentContent, read_segment
-from statestore.wal.record import CommitRecord, SegmentHeader, encode_group, encode_header
+from statestore.wal.record import (
+    CommitRecord,
+    SegmentHeader,
+    decode_header,
+    encode_group,
+    encode_header,
+    header_is_torn,
+)
 
 SUFFIX = ".log"
 SEGMENT_MAX_BYTES = 64 << 20
+HEADER_MAX_BYTES = 64 << 10
 
 
 def segment_name(sequence: int) -> str:
     """Name of a segment in the log's folder."""
     return f"{sequence:012d}{SUFFIX}"
+
+
+def stored_header(storage: AppendStorage) -> SegmentHeader | None:
+    """Header of the first segment in a log's folder, None when there is none. Raises CorruptionError."""
+    for name in storage.list():
+        if name.endswith(SUFFIX):
+            data = storage.read(name, 0, HEADER_MAX_BYTES)
+            return None if header_is_torn(data) else decode_header(data, f"{storage.url}/{name}")[0]
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +151,10 @@ class Log:
         for name in reversed([name for name in self._storage.list() if name.endswith(SUFFIX)]):
             self._storage.delete(name)
         self.sealed = []
+
+    def is_empty(self) -> bool:
+        """Whether the folder holds no segment, whole or not."""
+        return not any(name.endswith(SUFFIX) for name in self._storage.list())
 
     def begin(self, *, attempt: Attempt, epoch: Epoch, sequence: int, previous: str) -> None:
         """Go on behind `epoch`: the next segment will be number `sequence` and name `previous` as the one before."""

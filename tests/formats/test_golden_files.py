@@ -40,6 +40,17 @@ def test_checkpoints(golden, expected, places, tmp_path, backend):
         stores.close()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_savepoints(golden, expected, places, backend):
+    stores = Stores(places, "state.max-parallelism=4", job="other")
+    try:
+        store = stores.open(backend, str(golden / "savepoint"))
+        assert store.restored.meta == expected["meta"]
+        assert content(store, STORED_KEYS) == expected["state"]
+    finally:
+        stores.close()
+
+
 def test_logs(golden, expected, tmp_path):
     shutil.copytree(golden / "log", tmp_path / "log")
     log = Log(LocalStorage(tmp_path / "log"), "golden", 4)

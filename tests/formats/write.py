@@ -37,7 +37,7 @@ def fill(store, start, stop):
 
 
 def write(folder):
-    """A log, and a checkpoint with a base and deltas, and what they hold."""
+    """A log, a checkpoint with a base and deltas, a savepoint of it, and what they hold."""
     config = load_config(
         overrides=[
             "state.backend=memory",
@@ -54,6 +54,7 @@ def write(folder):
         info = store.checkpoint({"position": position})
         if store._chain._making_base is not None:
             store._chain._making_base.result()  # so that the next checkpoint has it
+    store.begin_savepoint(info, str(folder / "savepoint")).finish()
     expected = content(store, STORED_KEYS)
     store.release()
     shutil.copytree(folder / "local" / "golden" / "log", folder / "log")

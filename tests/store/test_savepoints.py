@@ -12,7 +12,11 @@ from statestore import (
     CorruptionError,
     UnavailableError,
     UsageError,
+    complete_parts,
     copying,
+    load_config,
+    open_store,
+    split_key_groups,
 )
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
 from statestore.io import LocalStorage
@@ -266,3 +270,49 @@ def test_a_savepoint_on_s3(embedded, elsewhere, s3_url):
     restored = elsewhere.open("rocksdb", info.path)
     assert (info.path, restored.restored.meta) == (f"{s3_url}/sp-1", {"position": 1})
     assert content(restored, KEYS) == expected
+
+
+def test_a_savepoint_of_several_stores_restores_on_any_number_of_them(tmp_path):
+    workers = []
+
+    def opened(job, parallelism, restore, *overrides):
+        places = [f"state.dir={tmp_path / job}", "state.max-parallelism=16", "checkpointing.num-retained=1"]
+        config = load_config(overrides=[*places, *overrides])
+        attempt, stores = None, []
+        for own in split_key_groups(parallelism, 16):
+            stores.append(open_store(config, job, restore=restore, key_groups=own, attempt=attempt))
+            attempt = stores[0].attempt
+        workers.extend(stores)
+        return stores
+
+    def worker(stores, key):
+        return next(store for store in stores if store.key_group(key) in store.key_groups)
+
+    def checkpoint(stores, meta):
+        parts = [store.begin_checkpoint().upload() for store in stores]
+        info = complete_parts(stores[0].checkpoints, parts, meta, num_retained=1)
+        for store in stores:
+            store.complete(info)
+        return info
+
+    stores = opened("old", 2, "none")
+    for n, key in enumerate(KEYS):
+        handles(worker(stores, key))["map"]  # the same states everywhere
+        with worker(stores, key).key(key):
+            handles(worker(stores, key))["value"].update(n)
+    pending = stores[0].begin_savepoint(checkpoint(stores, {"position": 1}), str(tmp_path / "sp"))
+    for n, key in enumerate(KEYS):
+        with worker(stores, key).key(key):
+            handles(worker(stores, key))["value"].update(-n)
+    checkpoint(stores, {"position": 2})
+    saved = pending.finish()
+    assert len(saved.manifest.parts) == 1
+    heirs = opened("heir", 3, saved.path, "state-recovery.claim-mode=claim")
+    for n, key in enumerate(KEYS):
+        with worker(heirs, key).key(key):
+            assert handles(worker(heirs, key))["value"].value() == n
+    assert {store.restored.meta["position"] for store in heirs} == {1}
+    assert checkpoint(heirs, {"position": 3}).claimed is None  # one checkpoint is retained: the savepoint has gone
+    assert not (tmp_path / "sp" / "_metadata").exists()
+    for store in workers:
+        store.release()

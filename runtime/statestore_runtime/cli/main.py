@@ -17,6 +17,7 @@ import typer
 from statestore.errors import StateStoreError
 from statestore_runtime.cli import checkpoint
 from statestore_runtime.cli.check import check
+from statestore_runtime.cli.migrate import migrate
 from statestore_runtime.cli.run import run
 from statestore_runtime.cli.savepoint import savepoint
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(run)
 checkpoint.app.command()(check)
 app.command()(savepoint)
+app.command()(migrate)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 
