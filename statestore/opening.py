@@ -249,8 +249,7 @@ def claim_parts(
             # Its owner was counted elsewhere: the checkpoints were removed, or lie in another place. `restore` decides about the state.
             attempt = checkpoints.claim_attempt(above=error.owner)
             backend = backend_type.open(replace(context, attempt=attempt))
-        log_storage: AppendStorage = MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
-        log = Log(log_storage, job, config.state.max_parallelism, own)
+        log = Log(log_storage(root), job, config.state.max_parallelism, own)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -276,6 +275,11 @@ def _with_checkpoints_in(config: Config, dir: str) -> Config:
     if config.checkpointing.dir is not None:
         return config
     return msgspec.structs.replace(config, checkpointing=msgspec.structs.replace(config.checkpointing, dir=dir))
+
+
+def log_storage(root: str | None) -> AppendStorage:
+    """Where the log of a store in this local folder is."""
+    return MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
 
 
 def _checkpoint_storage(config: Config) -> Storage:

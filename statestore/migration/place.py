@@ -18,8 +18,8 @@ from statestore.clock import Clock
 from statestore.config import Config
 from statestore.copying import Source, source_of
 from statestore.errors import CheckpointNotFoundError, UsageError
-from statestore.io import LocalStorage, local_path, open_storage, redacted
-from statestore.opening import Parts, claim_parts, resolved
+from statestore.io import local_path, open_storage, redacted
+from statestore.opening import Parts, claim_parts, log_storage, resolved
 from statestore.recovery import Recovered, Recovery
 from statestore.types import CheckpointId
 from statestore.wal.log import stored_header
@@ -144,7 +144,7 @@ def with_parallelism(config: Config, max_parallelism: int | None) -> Config:
 
 def stored_parallelism(config: Config, root: str, job: str) -> int | None:
     """With how many key groups a state was made, by its log or its newest checkpoint; None when there is neither."""
-    header = stored_header(LocalStorage(Path(root, "log"))) if Path(root).is_dir() else None
+    header = stored_header(log_storage(root)) if Path(root).is_dir() else None
     if header is not None:
         return header.max_parallelism
     folder = config.checkpointing.dir or str(Path(root, "checkpoints"))

@@ -18,6 +18,7 @@ from statestore import (
     open_store,
     split_key_groups,
 )
+from statestore.checkpoint.savepoint import save_checkpoint
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
 from statestore.io import LocalStorage
 from statestore.testing.clock import FakeClock
@@ -316,3 +317,15 @@ def test_a_savepoint_of_several_stores_restores_on_any_number_of_them(tmp_path):
     assert not (tmp_path / "sp" / "_metadata").exists()
     for store in workers:
         store.release()
+
+
+def test_a_checkpoint_that_its_job_removes_meanwhile(stores, tmp_path):
+    store = stores.open("rocksdb", "none", "checkpointing.num-retained=1", "checkpointing.base-min-size=1kb")
+    fill(store, 0, 60)
+    info = store.checkpoint()
+    for _ in range(3):  # until a new base has taken the place of all that the first one names
+        fill(store, 0, 60)
+        store.checkpoint()
+        store._chain._base_maker.submit(int).result()
+    with pytest.raises(UnavailableError, match="its job has removed it meanwhile; run it again"):
+        save_checkpoint(store.checkpoints, info.manifest, str(tmp_path / "sp"), FakeClock())
