@@ -28,6 +28,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
 from statestore.errors import ConfigError, did_you_mean
+from statestore.io import OpenStorage, open_storage
 from statestore.types import Attempt, Epoch
 
 ENTRY_POINT_GROUP = "statestore.backends"
@@ -54,6 +55,8 @@ class BackendContext:
         Fencing token: of two attempts that write to one place, the greater one owns it.
     options : Mapping[str, Any]
         The backend's own table of the configuration, checked by the backend.
+    open_storage : OpenStorage
+        Opens a path or URL in which the backend keeps files; what is in them is encrypted when encryption is configured.
     """
 
     job: str
@@ -62,6 +65,7 @@ class BackendContext:
     attempt: Attempt
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold passwords
     own_key_groups: range | None = None
+    open_storage: OpenStorage = field(default=open_storage, repr=False)
 
     @property
     def key_groups(self) -> range:

@@ -13,6 +13,7 @@ import msgspec
 from statestore.checkpoint.storage import locate_checkpoint
 from statestore.checkpoint.view import CheckpointView
 from statestore.errors import IncompatibleStateError
+from statestore.io import OpenStorage, open_storage
 from statestore.opening import open as open_memory
 from statestore.store import StateStore
 from statestore.versions import Declaration, Verdict, check_kind, find, verdicts_of, versions_in_use
@@ -37,7 +38,12 @@ class StateReport(msgspec.Struct, frozen=True):
 
 
 def check_checkpoint(
-    path: str, declare: Callable[[StateStore], object], *, key_type: Any = str, allow_pickle: bool = False
+    path: str,
+    declare: Callable[[StateStore], object],
+    *,
+    key_type: Any = str,
+    allow_pickle: bool = False,
+    open_storage: OpenStorage = open_storage,
 ) -> list[StateReport]:
     """Compare a checkpoint with the states that a program declares.
 
@@ -49,13 +55,15 @@ def check_checkpoint(
         Called with an empty store in memory: registers the states as the program does.
     key_type, allow_pickle
         As of `statestore.open`.
+    open_storage
+        Opens the checkpoint's place, with the keys that go with it.
 
     Raises
     ------
     CheckpointNotFoundError, CorruptionError, UnavailableError
         The checkpoint can't be read.
     """
-    checkpoints, number = locate_checkpoint(path)
+    checkpoints, number = locate_checkpoint(path, open_storage=open_storage)
     manifest = checkpoints.load(number)
     with open_memory("memory://", job=manifest.job, key_type=key_type, allow_pickle=allow_pickle) as store:
         declare(store)

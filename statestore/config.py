@@ -100,6 +100,20 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     """Where such records go with dead-letter; default `<state.dir>/<job>/dead-letter`."""
 
 
+class EncryptionConfig(Section, frozen=True, kw_only=True):
+    """`[encryption]`: where the keys are; without one, nothing is encrypted."""
+
+    key_file: str | None = None
+    """File of the key that everything is written with."""
+    key_env: str | None = None
+    """Environment variable that holds it, instead of a file."""
+    previous_key_files: tuple[str, ...] = ()
+    """Files of keys that are only read with."""
+    previous_key_envs: tuple[str, ...] = ()
+    allow_plaintext: bool = False
+    """Whether what was written without a key may still be read."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
@@ -109,6 +123,7 @@ class Config(Section, frozen=True, kw_only=True):
     restart: RestartConfig = RestartConfig()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
     source: SourceConfig = SourceConfig()
+    encryption: EncryptionConfig = EncryptionConfig()
 
     def __repr__(self) -> str:
         return f"Config(state.backend={self.state.backend!r}, state.dir={self.state.dir!r})"
@@ -149,6 +164,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "restart": RestartConfig,
     "heartbeat": HeartbeatConfig,
     "source": SourceConfig,
+    "encryption": EncryptionConfig,
 }
 
 _AT_LEAST = {"max_parallelism": 1, "num_retained": 1, "tolerable_failed": 0, "attempts": 0}
@@ -257,6 +273,8 @@ def _convert(declared: Any, value: Any, key: str) -> Any:
         return choice
     if declared in (str, str | None) and not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
+    if declared == tuple[str, ...] and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
     try:
         converted = msgspec.convert(value, declared, strict=False)
     except msgspec.ValidationError:

@@ -28,6 +28,14 @@ class ConfigError(StateStoreError, ValueError):
         super().__init__(f"bad configuration{where}: {problem}{f'; {hint}' if hint else ''}")
 
 
+class EncryptionKeyError(ConfigError):
+    """An object needs a key that is not configured, or is not encrypted though it should be: mend `[encryption]`."""
+
+    def __init__(self, file: str, problem: str, key_id: str | None, hint: str):
+        self.file, self.key_id = file, key_id
+        super().__init__(f"{file} {problem}", key="encryption", hint=hint)
+
+
 class UsageError(StateStoreError, ValueError):
     """The API was called in a way it can't serve: mend the program."""
 

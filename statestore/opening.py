@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,7 +22,19 @@ from statestore.checkpoint.storage import CheckpointStorage, checked_job_name
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
 from statestore.errors import FencedError, UsageError
-from statestore.io import AppendStorage, FolderLock, LocalStorage, MemoryStorage, Storage, open_storage, redacted
+from statestore.io import (
+    AppendStorage,
+    EncryptedAppendStorage,
+    FolderLock,
+    Keyring,
+    LocalStorage,
+    MemoryStorage,
+    OpenStorage,
+    Storage,
+    load_keyring,
+    open_storage,
+    redacted,
+)
 from statestore.keys import MAX_PARALLELISM_LIMIT
 from statestore.store import StateStore, StoreSettings
 from statestore.ttl import TimeToLive
@@ -234,13 +247,15 @@ def claim_parts(
     own = _checked_range(key_groups, config.state.max_parallelism)
     backend_type = backend_class(config.state.backend)
     clock = clock or SystemClock()
+    keys = keyring(config)
+    opener = partial(open_storage, keys=keys)
     lock = FolderLock(root, clock) if root is not None else None
     try:
-        checkpoints = CheckpointStorage(_checkpoint_storage(config), job)
+        checkpoints = CheckpointStorage(_checkpoint_storage(config, opener), job, opener)
         folder = str(Path(root, config.state.backend)) if root is not None else None
         options = config.state.backends.get(config.state.backend, {})
         is_shared, attempt = attempt is not None, attempt or checkpoints.claim_attempt()
-        context = BackendContext(job, folder, config.state.max_parallelism, attempt, options, own)
+        context = BackendContext(job, folder, config.state.max_parallelism, attempt, options, own, opener)
         try:
             backend = backend_type.open(context)
         except FencedError as error:
@@ -249,7 +264,7 @@ def claim_parts(
             # Its owner was counted elsewhere: the checkpoints were removed, or lie in another place. `restore` decides about the state.
             attempt = checkpoints.claim_attempt(above=error.owner)
             backend = backend_type.open(replace(context, attempt=attempt))
-        log = Log(log_storage(root), job, config.state.max_parallelism, own)
+        log = Log(log_storage(root, keys), job, config.state.max_parallelism, own)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -277,14 +292,21 @@ def _with_checkpoints_in(config: Config, dir: str) -> Config:
     return msgspec.structs.replace(config, checkpointing=msgspec.structs.replace(config.checkpointing, dir=dir))
 
 
-def log_storage(root: str | None) -> AppendStorage:
+def log_storage(root: str | None, keys: Keyring) -> AppendStorage:
     """Where the log of a store in this local folder is."""
-    return MemoryStorage("memory:log") if root is None else LocalStorage(Path(root, "log"))
+    return (
+        MemoryStorage("memory:log") if root is None else EncryptedAppendStorage(LocalStorage(Path(root, "log")), keys)
+    )
 
 
-def _checkpoint_storage(config: Config) -> Storage:
+def keyring(config: Config) -> Keyring:
+    """Keys of `[encryption]`, read from their files and from the environment. Raises ConfigError."""
+    return load_keyring(**msgspec.structs.asdict(config.encryption), environ=os.environ)
+
+
+def _checkpoint_storage(config: Config, opener: OpenStorage) -> Storage:
     dir = config.checkpointing.dir
-    return MemoryStorage("memory:checkpoints") if dir is None else open_storage(dir)
+    return MemoryStorage("memory:checkpoints") if dir is None else opener(dir)
 
 
 def _place(options: Any, folder: str | None) -> str:

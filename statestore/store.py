@@ -154,7 +154,7 @@ class StateStore(StateFactory):
         claimed = recovered.checkpoint.claimed if recovered.checkpoint else None
         if recovered.is_foreign:
             since = CheckpointId((self.checkpoints.latest() or 0) + 1)
-            claimed = claim(str(restore), since) if self._settings.claims else None
+            claimed = claim(str(restore), since, self.checkpoints) if self._settings.claims else None
         self._begin(recovered, claimed)
         if recovered.is_foreign and self._auto_complete:
             self.checkpoint()  # what is committed from here on builds on state that must be found again from here

@@ -25,7 +25,7 @@ import msgspec
 from statestore.backend import Backend, BackendContext, Batch
 from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError
-from statestore.io import Storage, open_storage
+from statestore.io import Storage
 from statestore.keys import group_of_entry
 from statestore.segment import BlockCache, SegmentReader, SegmentWriter, merged
 from statestore.types import Attempt, Epoch
@@ -98,9 +98,9 @@ class FilesystemBackend(Backend):
         if options.segments_max < 2:
             raise ConfigError(f"{options.segments_max} is less than 2", key="state.filesystem.segments-max")
         if options.url is not None:
-            storage = open_storage(f"{options.url.rstrip('/')}/{context.job}/{_folder_of(context)}")
+            storage = context.open_storage(f"{options.url.rstrip('/')}/{context.job}/{_folder_of(context)}")
         elif context.directory is not None:
-            storage = open_storage(context.directory)
+            storage = context.open_storage(context.directory)
         else:
             raise ConfigError(
                 "the filesystem backend needs a place", key="state.filesystem.url", hint="give a path or fsspec URL"
@@ -120,6 +120,9 @@ class FilesystemBackend(Backend):
         try:
             data = self._storage.read(MANIFEST)
         except FileNotFoundError:
+            return empty
+        except CorruptionError as error:  # it can't even be decrypted
+            logger.error("%s; the state has to be restored", error)
             return empty
         try:
             if len(data) < _crc.size or google_crc32c.value(data[_crc.size :]) != _crc.unpack_from(data)[0]:

@@ -6,12 +6,15 @@ from msgspec.structs import replace
 
 from statestore.compatibility import StateReport, check_checkpoint
 from statestore.errors import IncompatibleStateError
+from statestore.io import OpenStorage, open_storage
 from statestore.store import StateStore
 from statestore_runtime.job import Job
 from statestore_runtime.operators import KeyedOperator
 
 
-def check_job(job: Job, checkpoint: str, *, allow_pickle: bool = False) -> list[StateReport]:
+def check_job(
+    job: Job, checkpoint: str, *, allow_pickle: bool = False, open_storage: OpenStorage = open_storage
+) -> list[StateReport]:
     """Compare a checkpoint with the states of a job. Its functions are opened, on an empty store, and closed.
 
     Parameters
@@ -20,6 +23,8 @@ def check_job(job: Job, checkpoint: str, *, allow_pickle: bool = False) -> list[
         Path `<dir>/<job>/chk-<n>`.
     allow_pickle
         Whether `state.allow-pickle` is set.
+    open_storage
+        Opens the checkpoint's place, with the keys that go with it.
 
     Raises
     ------
@@ -35,7 +40,7 @@ def check_job(job: Job, checkpoint: str, *, allow_pickle: bool = False) -> list[
             operator.open(store)
             operator.close()
 
-    reports = check_checkpoint(checkpoint, declare, allow_pickle=allow_pickle)
+    reports = check_checkpoint(checkpoint, declare, allow_pickle=allow_pickle, open_storage=open_storage)
     known = {operator.uid for operator in operators}
     return [_without_operator(report) if _operator(report) not in known else report for report in reports]
 

@@ -12,7 +12,7 @@ import logging
 
 from statestore import crashpoints
 from statestore.checkpoint.manifest import Claim, Manifest, manifest_sha256
-from statestore.checkpoint.storage import SavepointStorage, locate_checkpoint
+from statestore.checkpoint.storage import CheckpointStorage, SavepointStorage, locate_checkpoint
 from statestore.errors import CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
 from statestore.io import redacted
 from statestore.types import CheckpointId
@@ -20,7 +20,7 @@ from statestore.types import CheckpointId
 logger = logging.getLogger("statestore.checkpoint")
 
 
-def claim(path: str, since: CheckpointId) -> Claim:
+def claim(path: str, since: CheckpointId, own: CheckpointStorage) -> Claim:
     """Take over what a store was restored from. A job that it is a checkpoint of can complete nothing more: its attempt is fenced.
 
     Raises
@@ -35,34 +35,34 @@ def claim(path: str, since: CheckpointId) -> Claim:
             f"{redacted(path)} can't be claimed: its URL holds a secret, which would be kept in every checkpoint; "
             "give the secret by the environment"
         )
-    checkpoints, number = locate_checkpoint(path)
+    checkpoints, number = locate_checkpoint(path, own)
     manifest = checkpoints.load(number)
     if not isinstance(checkpoints, SavepointStorage):
         checkpoints.claim_attempt()
     return Claim(path=checkpoints.path_of(number), sha256=manifest_sha256(manifest), since=since)
 
 
-def settle_claim(manifest: Manifest, num_retained: int) -> Claim | None:
+def settle_claim(manifest: Manifest, num_retained: int, own: CheckpointStorage) -> Claim | None:
     """Remove what is claimed, now that the checkpoint of `manifest` is complete, if it would not be retained any more; else the claim."""
     claimed = manifest.claimed
     if claimed is None or manifest.checkpoint_id - claimed.since + 1 < num_retained:
         return claimed
     try:
-        remove_claimed(claimed)
+        remove_claimed(claimed, own)
     except UnavailableError as error:  # it is tried again after the next checkpoint
         logger.warning("%s, which was claimed, was not removed: %s", claimed.path, error)
         return claimed
     return None
 
 
-def remove_claimed(claimed: Claim) -> None:
+def remove_claimed(claimed: Claim, own: CheckpointStorage) -> None:
     """Remove a claimed savepoint, or a claimed checkpoint and the older ones of its job, which it shares files with.
 
     Files that newer checkpoints there name stay. Raises UnavailableError.
     """
     crashpoints.reach("claim.removing")
     try:
-        checkpoints, number = locate_checkpoint(claimed.path)
+        checkpoints, number = locate_checkpoint(claimed.path, own)
         manifest = checkpoints.load(number)
     except (CheckpointNotFoundError, CorruptionError, UsageError) as error:
         logger.info("nothing is left of %s to remove: %s", claimed.path, error)

@@ -121,7 +121,7 @@ def complete_parts(
     """
     manifest = checkpoints.complete_next(combined(manifests, meta))
     checkpoints.collect_quietly(num_retained)
-    return CheckpointInfo.of(manifest, checkpoints, seconds, settle_claim(manifest, num_retained))
+    return CheckpointInfo.of(manifest, checkpoints, seconds, settle_claim(manifest, num_retained, checkpoints))
 
 
 def combined(manifests: Sequence[Manifest], meta: dict[str, Any] | None = None) -> Manifest:

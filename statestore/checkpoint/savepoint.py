@@ -28,7 +28,7 @@ from statestore.checkpoint.view import CheckpointView
 from statestore.clock import Clock
 from statestore.copying import Entry, Progress, Show, Source, copy_entries, source_of
 from statestore.errors import AlreadyExistsError, CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
-from statestore.io import Storage, open_storage
+from statestore.io import OpenStorage, Storage, open_storage
 from statestore.segment import SegmentWriter
 from statestore.types import Epoch
 
@@ -79,7 +79,7 @@ def save_checkpoint(
         A file of the checkpoint is damaged.
     """
     source = source_of(checkpoints, manifest)
-    writer = SavepointWriter(dir, source, clock)
+    writer = SavepointWriter(dir, source, clock, checkpoints.open_storage)
     try:
         copy_entries(source, writer, show)
     except CorruptionError:
@@ -107,6 +107,8 @@ class SavepointWriter:
 
     Parameters
     ----------
+    open_storage
+        Opens the folder, with the keys that go with it.
     taken
         Places that must stay as they are.
     overwrite
@@ -122,7 +124,16 @@ class SavepointWriter:
         The storage does not answer.
     """
 
-    def __init__(self, dir: str, source: Source, clock: Clock, *, taken: Collection[str] = (), overwrite: bool = False):
+    def __init__(
+        self,
+        dir: str,
+        source: Source,
+        clock: Clock,
+        open_storage: OpenStorage = open_storage,
+        *,
+        taken: Collection[str] = (),
+        overwrite: bool = False,
+    ):
         if re.fullmatch(r"chk-[0-9]+", dir.rstrip("/").rpartition("/")[2]):
             raise UsageError(f"a savepoint's folder can't be called like a checkpoint: '{dir}'")
         self._storage = storage = open_storage(dir)
@@ -132,7 +143,7 @@ class SavepointWriter:
         if storage.exists(METADATA):
             if not overwrite:
                 raise self._taken()
-            savepoint, number = locate_checkpoint(dir)
+            savepoint, number = locate_checkpoint(dir, open_storage=open_storage)
             savepoint.remove([number], [])
         found = _read_progress(storage)
         if found is not None and found.progress.source == source.identity and _are_there(storage, found.segments):

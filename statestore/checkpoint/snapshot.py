@@ -219,7 +219,7 @@ class SnapshotChain:
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
             manifest = self._checkpoints.complete_next(manifest)
             self._checkpoints.collect_quietly(self._settings.num_retained)
-            claimed = settle_claim(manifest, self._settings.num_retained)
+            claimed = settle_claim(manifest, self._settings.num_retained, self._checkpoints)
         return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun, claimed)
 
     def completed(self, info: CheckpointInfo) -> Epoch:

@@ -32,12 +32,13 @@ from statestore.checkpoint.manifest import FileEntry, Manifest, decode_manifest,
 from statestore.errors import (
     CheckpointNotFoundError,
     CorruptionError,
+    EncryptionKeyError,
     FencedError,
     StateStoreError,
     UnavailableError,
     UsageError,
 )
-from statestore.io import Storage, local_path, open_storage
+from statestore.io import EncryptedStorage, OpenStorage, Storage, local_path, open_storage
 from statestore.types import Attempt, CheckpointId
 
 logger = logging.getLogger("statestore.checkpoint")
@@ -60,13 +61,17 @@ def checked_job_name(job: str) -> str:
     return job
 
 
-def locate_checkpoint(path: str, own: CheckpointStorage | None = None) -> tuple[CheckpointStorage, CheckpointId]:
+def locate_checkpoint(
+    path: str, own: CheckpointStorage | None = None, open_storage: OpenStorage = open_storage
+) -> tuple[CheckpointStorage, CheckpointId]:
     """Storage and number of the checkpoint (`<dir>/<job>/chk-<n>`) or savepoint (its folder) that `path` names.
 
     Parameters
     ----------
     own
-        Returned itself when the checkpoint lies there.
+        Returned itself when the checkpoint lies there; else its opener is used.
+    open_storage
+        Opens the place, where there is no `own`.
 
     Raises
     ------
@@ -75,21 +80,22 @@ def locate_checkpoint(path: str, own: CheckpointStorage | None = None) -> tuple[
     CheckpointNotFoundError
         Nothing is there.
     """
+    opener = own.open_storage if own is not None else open_storage
     match = re.fullmatch(r"(?P<dir>.+)/(?P<job>[^/]+)/chk-(?P<number>[0-9]+)(/_metadata)?/?", path)
     if not match:
-        savepoint = _open_savepoint(path)
+        savepoint = _open_savepoint(path, opener)
         return savepoint, savepoint.checkpoint_id
     number = CheckpointId(int(match["number"]))
     folder = local_path(match["dir"])
     if folder is not None and not Path(folder, match["job"]).is_dir():
         raise CheckpointNotFoundError(path, "there is no such folder")
-    storage = open_storage(match["dir"])
+    storage = opener(match["dir"])
     if own is not None and (storage.url, match["job"]) == (own.storage.url, own.job):
         return own, number
-    return CheckpointStorage(storage, match["job"]), number
+    return CheckpointStorage(storage, match["job"], opener), number
 
 
-def _open_savepoint(path: str) -> SavepointStorage:
+def _open_savepoint(path: str, opener: OpenStorage) -> SavepointStorage:
     path = path.rstrip("/").removesuffix(f"/{METADATA}")
     folder = local_path(path)
     if folder is not None and not Path(folder).is_dir():
@@ -98,7 +104,7 @@ def _open_savepoint(path: str) -> SavepointStorage:
                 f"'{path}' is no checkpoint's path: expected <dir>/<job>/chk-<number>, a savepoint's folder, latest, or none"
             )
         raise CheckpointNotFoundError(path, "there is no such folder")
-    storage = open_storage(path)
+    storage = opener(path)
     try:
         data = storage.read(METADATA)
     except FileNotFoundError:
@@ -107,14 +113,16 @@ def _open_savepoint(path: str) -> SavepointStorage:
     manifest = decode_manifest(data, f"{storage.url}/{METADATA}")
     if manifest.kind != "savepoint":
         raise UsageError(f"{storage.url} is checkpoint {manifest.checkpoint_id} of job '{manifest.job}', {MOVED}")
-    return SavepointStorage(storage, manifest)
+    return SavepointStorage(storage, manifest, opener)
 
 
 class CheckpointStorage:
     """Checkpoints of one job in a `Storage`."""
 
-    def __init__(self, storage: Storage, job: str):
+    def __init__(self, storage: Storage, job: str, open_storage: OpenStorage = open_storage):
         self.storage, self.job = storage, checked_job_name(job)
+        self.open_storage = open_storage
+        """Opens places of other checkpoints, with the same keys."""
         self.url = f"{storage.url.rstrip('/')}/{job}"
         self._collecting, self._holds = threading.Lock(), 0
 
@@ -190,7 +198,9 @@ class CheckpointStorage:
         try:
             hints = json.loads(self.storage.read(f"{self.job}/_latest"))
             return {key: int(hints[key]) for key in ("checkpoint", "attempt") if key in hints}
-        except (FileNotFoundError, ValueError, TypeError):
+        except EncryptionKeyError:  # before anything is written with another key
+            raise
+        except (FileNotFoundError, CorruptionError, ValueError, TypeError):
             return {}
 
     def _write_hint(self, **changes: int) -> None:
@@ -303,6 +313,23 @@ class CheckpointStorage:
                 problems.append(str(error))
         return problems
 
+    def key_ids(self, manifest: Manifest) -> dict[str, str | None]:
+        """For the manifest and every file of a checkpoint, the id of the key it is encrypted with, None where it is not encrypted.
+
+        Raises
+        ------
+        CorruptionError
+            A file is missing.
+        """
+        found: dict[str, str | None] = {}
+        for path in [f"chk-{manifest.checkpoint_id}/_metadata", *(entry.path for entry in manifest.files())]:
+            name = self.object_name(path)
+            try:
+                found[path] = self.storage.key_id(name) if isinstance(self.storage, EncryptedStorage) else None
+            except FileNotFoundError:
+                raise CorruptionError(f"{self.storage.url}/{name}", "the file is missing") from None
+        return found
+
     # Collecting
 
     def collect(self, keep: int) -> int:
@@ -356,8 +383,8 @@ class CheckpointStorage:
 class SavepointStorage(CheckpointStorage):
     """A savepoint's folder, read as a job's folder that has just this one checkpoint."""
 
-    def __init__(self, storage: Storage, manifest: Manifest):
-        super().__init__(storage, manifest.job)
+    def __init__(self, storage: Storage, manifest: Manifest, open_storage: OpenStorage = open_storage):
+        super().__init__(storage, manifest.job, open_storage)
         self.url, self.checkpoint_id = storage.url, manifest.checkpoint_id
 
     def latest(self) -> CheckpointId:

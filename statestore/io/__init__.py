@@ -9,23 +9,32 @@ Durability: when `write`, `create`, `delete` or `Appender.sync` has returned, it
 far as the place can promise that (`LocalStorage` syncs the file and the folders that name it).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from statestore.io.base import Appender, AppendStorage, Storage, checked_name
+from statestore.io.encrypted import EncryptedAppendStorage, EncryptedStorage
+from statestore.io.keyring import NO_KEYS, Keyring, load_keyring
 from statestore.io.local import FolderLock, LocalStorage, sync_folder
 from statestore.io.memory import MemoryStorage
 from statestore.io.objects import FsspecStorage
 from statestore.io.urls import local_path, redacted
 
 __all__ = [
+    "NO_KEYS",
     "AppendStorage",
     "Appender",
+    "EncryptedAppendStorage",
+    "EncryptedStorage",
     "FolderLock",
     "FsspecStorage",
+    "Keyring",
     "LocalStorage",
     "MemoryStorage",
+    "OpenStorage",
     "Storage",
     "checked_name",
+    "load_keyring",
     "local_path",
     "open_storage",
     "redacted",
@@ -33,8 +42,17 @@ __all__ = [
 ]
 
 
-def open_storage(url: str, **options: Any) -> Storage:
+OpenStorage = Callable[[str], Storage]
+"""Opens the storage at a path or URL, with the keys that go with it."""
+
+
+def open_storage(url: str, keys: Keyring = NO_KEYS, **options: Any) -> EncryptedStorage:
     """Storage at a local path, a `file://` URL or any URL that fsspec knows.
+
+    Parameters
+    ----------
+    keys
+        What its objects are encrypted with. Without any, they are written as they are, and reading an encrypted one is an error.
 
     Raises
     ------
@@ -44,4 +62,4 @@ def open_storage(url: str, **options: Any) -> Storage:
         The place can't be reached or written.
     """
     path = local_path(url)
-    return FsspecStorage(url, **options) if path is None else LocalStorage(path)
+    return EncryptedStorage(FsspecStorage(url, **options) if path is None else LocalStorage(path), keys)

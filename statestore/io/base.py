@@ -102,3 +102,9 @@ def unavailable(url: str, error: Exception) -> UnavailableError:
     number, text = getattr(error, "errno", None), getattr(error, "strerror", None)
     hint = "free some space" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
     return UnavailableError("storage", url, text or error, hint=hint)
+
+
+def ends_in_zeros(data: bytes, offset: int) -> bool:
+    """Whether a file ends in so long a run of zeros, begun behind `offset`, that nothing that was written can have ended so."""
+    tail = data[offset:]
+    return len(tail) - len(tail.rstrip(b"\0")) >= min(16, len(tail))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 from statestore.io.base import Appender, AppendStorage, checked_name
 
@@ -30,6 +31,7 @@ class MemoryStorage(AppendStorage):
     def __init__(self, url: str = "memory:"):
         self.url = url
         self.objects: dict[str, bytes] = {}
+        self._creating = threading.Lock()
 
     def _held(self, name: str) -> bytes:
         try:
@@ -47,8 +49,10 @@ class MemoryStorage(AppendStorage):
 
     def create(self, name: str, data: bytes) -> None:
         """Set the object if it is not there; atomic between threads."""
-        if self.objects.setdefault(checked_name(name), data) is not data:
-            raise FileExistsError(errno.EEXIST, "object exists", f"{self.url}/{name}")
+        with self._creating:
+            if checked_name(name) in self.objects:
+                raise FileExistsError(errno.EEXIST, "object exists", f"{self.url}/{name}")
+            self.objects[name] = data
 
     def delete(self, name: str) -> None:
         """Forget the object."""

@@ -91,7 +91,8 @@ def migrate(
                 target_place, origin, taken, max_parallelism=groups, overwrite=overwrite, stack=stack, clock=clock
             )
         else:
-            copy = SavepointWriter(str(target_place.url), origin, clock, taken=taken, overwrite=overwrite)
+            opener = target_place.open_storage
+            copy = SavepointWriter(str(target_place.url), origin, clock, opener, taken=taken, overwrite=overwrite)
         resumed_at = copy.progress.entries
         crashpoints.reach("migrate.begun")
         change_key = None if groups == manifest.max_parallelism else _key_changer(manifest, groups)

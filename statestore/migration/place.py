@@ -6,6 +6,7 @@ import hashlib
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,11 +16,11 @@ from statestore.backend import backend_names
 from statestore.checkpoint.manifest import Manifest, Part
 from statestore.checkpoint.storage import METADATA, CheckpointStorage, locate_checkpoint
 from statestore.clock import Clock
-from statestore.config import Config
+from statestore.config import Config, EncryptionConfig
 from statestore.copying import Source, source_of
 from statestore.errors import CheckpointNotFoundError, UsageError
-from statestore.io import local_path, open_storage, redacted
-from statestore.opening import Parts, claim_parts, log_storage, resolved
+from statestore.io import OpenStorage, local_path, open_storage, redacted
+from statestore.opening import Parts, claim_parts, keyring, log_storage, resolved
 from statestore.recovery import Recovered, Recovery
 from statestore.types import CheckpointId
 from statestore.wal.log import stored_header
@@ -41,6 +42,8 @@ class Place:
     job: str = "store"
     dir: str | None = None
     checkpoint_dir: str | None = None
+    encryption: EncryptionConfig = EncryptionConfig()
+    """Keys of what a URL or path names; a `Config` has its own."""
 
     @property
     def is_state(self) -> bool:
@@ -49,7 +52,15 @@ class Place:
 
     def resolved(self) -> tuple[Config, str | None]:
         """Configuration and local folder of the state; see `statestore.opening.resolved`."""
-        return resolved(self.url, checkpoint_dir=self.checkpoint_dir, job=self.job, dir=self.dir)
+        config, root = resolved(self.url, checkpoint_dir=self.checkpoint_dir, job=self.job, dir=self.dir)
+        if not isinstance(self.url, Config):
+            config = msgspec.structs.replace(config, encryption=self.encryption)
+        return config, root
+
+    @property
+    def open_storage(self) -> OpenStorage:
+        """Opens a checkpoint's or savepoint's place."""
+        return partial(open_storage, keys=keyring(Config(encryption=self.encryption)))
 
     def __str__(self) -> str:
         return "the configured state" if isinstance(self.url, Config) else redacted(self.url)
@@ -68,7 +79,7 @@ def open_source(place: Place, stack: ExitStack, clock: Clock) -> tuple[Source, s
         Nothing is ever kept there.
     """
     if isinstance(place.url, str) and (not place.is_state or _is_snapshot(place.url)):
-        checkpoints, number = locate_checkpoint(place.url)
+        checkpoints, number = locate_checkpoint(place.url, open_storage=place.open_storage)
         return source_of(checkpoints, checkpoints.load(number)), {checkpoints.path_of(number)}
     config, root = place.resolved()
     if root is None:
@@ -144,14 +155,14 @@ def with_parallelism(config: Config, max_parallelism: int | None) -> Config:
 
 def stored_parallelism(config: Config, root: str, job: str) -> int | None:
     """With how many key groups a state was made, by its log or its newest checkpoint; None when there is neither."""
-    header = stored_header(log_storage(root)) if Path(root).is_dir() else None
+    header = stored_header(log_storage(root, keyring(config))) if Path(root).is_dir() else None
     if header is not None:
         return header.max_parallelism
     folder = config.checkpointing.dir or str(Path(root, "checkpoints"))
     local = local_path(folder)
     if local is not None and not Path(local).is_dir():
         return None
-    checkpoints = CheckpointStorage(open_storage(folder), job)
+    checkpoints = CheckpointStorage(open_storage(folder, keyring(config)), job)
     newest = checkpoints.latest()
     return None if newest is None else checkpoints.load(newest).max_parallelism
 

@@ -28,6 +28,7 @@ import zstandard
 
 from statestore.backend import Batch
 from statestore.errors import CorruptionError, UsageError
+from statestore.io.base import ends_in_zeros
 from statestore.schema import Schema
 from statestore.ttl import StoredTtl, Times
 from statestore.types import Attempt, Epoch
@@ -222,7 +223,7 @@ def next_record(data: bytes, offset: int, file: str) -> Record | None:
     length, kind, epoch, crc = _head.unpack_from(data, offset)
     (head_crc,) = _u32.unpack_from(data, offset + _head.size)
     if google_crc32c.value(data[offset : offset + _head.size]) != head_crc:
-        if _zeros_from_here(data, offset):
+        if ends_in_zeros(data, offset):
             return None
         raise CorruptionError(file, "a record head does not match its checksum", offset=offset)
     end = offset + HEAD_BYTES + length
@@ -230,18 +231,12 @@ def next_record(data: bytes, offset: int, file: str) -> Record | None:
         return None
     payload = data[offset + HEAD_BYTES : end]
     if google_crc32c.value(payload) != crc:
-        if _zeros_from_here(data, offset):
+        if ends_in_zeros(data, offset):
             return None
         raise CorruptionError(file, "a record does not match its checksum", offset=offset)
     if kind not in (BATCH, COMMIT):
         raise CorruptionError(file, f"unknown record type {kind}", offset=offset)
     return Record(kind, Epoch(epoch), payload, offset, end)
-
-
-def _zeros_from_here(data: bytes, offset: int) -> bool:
-    """Whether the file ends in so long a run of zeros, begun behind `offset`, that no record can have ended so."""
-    tail = data[offset:]
-    return len(tail) - len(tail.rstrip(b"\0")) >= min(16, len(tail))
 
 
 def batch_of(record: Record, file: str) -> dict[bytes, bytes | None]:

@@ -120,7 +120,7 @@ def meanings(text):
             found.append(parse(text))
         except (ValueError, KeyError):
             pass
-    return found if len(found) > 1 or re.fullmatch(r"[a-z-]+|redis://.*|[.]\w+", text) else [None]
+    return found if len(found) > 1 or re.fullmatch(r"[a-z-]+|redis://.*|[.]\w+", text) else [None, ()]
 
 
 @pytest.mark.parametrize("page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=lambda p: p.name)

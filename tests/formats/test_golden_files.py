@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from statestore.io import LocalStorage
+from statestore.io import EncryptedAppendStorage, LocalStorage
 from statestore.keys import split_entry
 from statestore.wal.log import Log
 from tests.conftest import BACKENDS
-from tests.formats.write import STORED_KEYS, encoded_keys
+from tests.formats.write import APPENDED, ENCRYPTED, ENCRYPTION_KEYS, STORED_KEYS, encoded_keys
 from tests.store.stores import Stores, content
 
 VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if path.name.startswith("v"))
@@ -64,3 +64,8 @@ def test_logs(golden, expected, tmp_path):
 
 def test_keys(expected):
     assert encoded_keys() == expected["keys"]
+
+
+def test_encrypted_objects(golden):
+    storage = EncryptedAppendStorage(LocalStorage(golden / "encrypted"), ENCRYPTION_KEYS)
+    assert {name: storage.read(name) for name in storage.list()} == {**ENCRYPTED, "appended": b"".join(APPENDED)}

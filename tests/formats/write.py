@@ -8,7 +8,7 @@ from pathlib import Path
 
 from statestore import load_config, open_store
 from statestore.checkpoint.storage import CheckpointStorage
-from statestore.io import LocalStorage
+from statestore.io import EncryptedAppendStorage, Keyring, LocalStorage
 from statestore.keys import EntryKeys, KeyCodec
 from tests.store.stores import content, handles
 
@@ -66,7 +66,25 @@ def write(folder):
     (folder / "expected.json").write_text(json.dumps(document, indent=None) + "\n")
 
 
+ENCRYPTION_KEYS = Keyring([bytes(range(32))])
+ENCRYPTED = {"empty": b"", "object": b"content " * 9_000}
+APPENDED = [b"first", b"second", b"third " * 1000]
+
+
+def write_encrypted(folder):
+    """An empty object, one of several chunks, and one that was appended."""
+    storage = EncryptedAppendStorage(LocalStorage(folder), ENCRYPTION_KEYS)
+    for name, data in ENCRYPTED.items():
+        storage.write(name, data)
+    appender = storage.appender("appended")
+    for data in APPENDED:
+        appender.write(data)
+    appender.sync()
+    appender.close()
+
+
 if __name__ == "__main__":
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     write(FOLDER)
+    write_encrypted(FOLDER / "encrypted")

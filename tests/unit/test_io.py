@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import uuid
@@ -10,7 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from statestore.errors import ConfigError, UnavailableError, UsageError
-from statestore.io import FolderLock, LocalStorage, MemoryStorage, checked_name, open_storage, redacted
+from statestore.io import (
+    NO_KEYS,
+    EncryptedAppendStorage,
+    EncryptedStorage,
+    FolderLock,
+    FsspecStorage,
+    Keyring,
+    LocalStorage,
+    MemoryStorage,
+    checked_name,
+    open_storage,
+    redacted,
+)
 
 
 class Clock:
@@ -27,15 +40,43 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture(params=["local", "memory", "fsspec"])
-def storage(request, tmp_path):
-    match request.param:
+KINDS = ["local", "memory", "fsspec"]
+KEYS = [NO_KEYS, Keyring([bytes(range(32))]), Keyring([bytes(range(32))], allow_plaintext=True)]
+APPEND_KINDS = ["local", "memory"]
+
+
+def place(kind, folder):
+    match kind:
         case "local":
-            return LocalStorage(tmp_path / "root")
+            return LocalStorage(folder / "root")
         case "memory":
             return MemoryStorage("mem")
         case "fsspec":
-            return open_storage(f"memory://{uuid.uuid4().hex}/root")
+            return FsspecStorage(f"memory://{uuid.uuid4().hex}/root")
+
+
+@pytest.fixture(
+    params=[
+        *((kind, None, None) for kind in KINDS),
+        *((kind, EncryptedStorage, keys) for kind in KINDS for keys in KEYS),
+        *((kind, EncryptedAppendStorage, keys) for kind in APPEND_KINDS for keys in KEYS),
+    ],
+    ids=lambda param: f"{param[0]}-{param[1].__name__}-{param[2]}" if param[1] else param[0],
+)
+def storage(request, tmp_path):
+    kind, wrapper, keys = request.param
+    inner = place(kind, tmp_path)
+    return wrapper(inner, keys) if wrapper else inner
+
+
+@pytest.fixture(
+    params=[*((kind, None) for kind in APPEND_KINDS), *((kind, keys) for kind in APPEND_KINDS for keys in KEYS)],
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)
+def append_storage(request, tmp_path):
+    kind, keys = request.param
+    inner = place(kind, tmp_path)
+    return EncryptedAppendStorage(inner, keys) if keys is not None else inner
 
 
 def test_objects(storage):
@@ -60,11 +101,47 @@ def test_objects(storage):
             missing("folder/a")
 
 
+def test_large_objects_by_ranges(storage):
+    content = random.Random(1).randbytes(200_000)
+    storage.write("x", content)
+    assert storage.size("x") == len(content)
+    assert storage.read("x") == content
+    for start in (0, 1, 65_535, 65_536, 65_537, 131_072, 199_999, 200_000):
+        assert storage.read("x", start) == content[start:]
+        for length in (1, 10, 65_535, 65_536, 65_537, 300_000):
+            assert storage.read("x", start, length) == content[start : start + length]
+
+
+def test_appending(append_storage):
+    storage = append_storage
+    appender = storage.appender("folder/log")
+    assert (storage.exists("folder/log"), storage.read("folder/log"), storage.size("folder/log")) == (True, b"", 0)
+    with pytest.raises(FileExistsError):
+        storage.appender("folder/log")
+    for piece in (b"abc", b"", b"defgh", b"x" * 100_000):
+        appender.write(piece)
+    appender.sync()
+    appender.close()
+    appender.close()
+    content = b"abcdefgh" + b"x" * 100_000
+    assert storage.list() == ["folder/log"]
+    assert storage.read("folder/log") == content
+    assert storage.read("folder/log", 2, 4) == b"cdef"
+    assert storage.size("folder/log") == len(content)
+    for size in (8, 8, 5, 4, 0):  # at the end of a piece, again there, within one, in what was cut before
+        storage.truncate("folder/log", size)
+        assert storage.read("folder/log") == content[:size]
+        assert storage.size("folder/log") == size
+
+
 def test_create_is_exclusive(storage):
     storage.create("x", b"1")
     with pytest.raises(FileExistsError):
         storage.create("x", b"2")
     assert storage.read("x") == b"1"
+    storage.create("empty", b"")
+    with pytest.raises(FileExistsError):
+        storage.create("empty", b"x")
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])

@@ -40,7 +40,8 @@ def check(
     )
     checkpoints, manifest = find(which, dir, config, overrides)
     path = checkpoints.path_of(manifest.checkpoint_id)
-    reports = check_job(job, path, allow_pickle=settings.state.allow_pickle)
+    opener = checkpoints.open_storage
+    reports = check_job(job, path, allow_pickle=settings.state.allow_pickle, open_storage=opener)
     if json:
         print_json({"path": path, "job": job.name, "states": reports})
     else:

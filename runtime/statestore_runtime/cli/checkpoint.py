@@ -1,10 +1,12 @@
-"""`statestore checkpoint list|show|verify`."""
+"""`statestore checkpoint list|show|verify|keys`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,8 @@ from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, c
 if TYPE_CHECKING:
     from statestore.checkpoint.manifest import Manifest
     from statestore.checkpoint.storage import CheckpointStorage
-    from statestore.io import Storage
+    from statestore.config import Config
+    from statestore.io import OpenStorage, Storage
 
 app = typer.Typer(
     help="Look at checkpoints, and check them.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -51,7 +54,7 @@ def list_(
     from statestore.checkpoint.storage import CheckpointStorage
     from statestore.errors import CheckpointNotFoundError
 
-    storage = _storage(dir, config, overrides)
+    storage = _storage(dir, *_opener(config, overrides))
     jobs = [job] if job is not None else CheckpointStorage.jobs(storage)
     rows: list[dict[str, Any]] = []
     for name in jobs:
@@ -117,18 +120,45 @@ def verify(
         raise CorruptionError(path, f"{len(problems)} of {files} files are damaged: {'; '.join(problems)}")
 
 
-def _storage(dir: str | None, config: str | None, overrides: list[str] | None) -> Storage:
+@app.command()
+def keys(
+    which: Which,
+    dir: Dir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which keys the files of a checkpoint are encrypted with."""
+    checkpoints, manifest = find(which, dir, config, overrides)
+    found = checkpoints.key_ids(manifest)
+    if json:
+        print_json({"path": checkpoints.path_of(manifest.checkpoint_id), "keys": found})
+        return
+    for key_id, files in Counter(found.values()).items():
+        sys.stdout.write(f"{key_id or 'not encrypted'}  {files} file{'s' * (files != 1)}\n")
+
+
+def _opener(config: str | None, overrides: list[str] | None) -> tuple[Config, OpenStorage]:
+    """The configuration, and what opens places with its keys."""
     from statestore.config import load_config
-    from statestore.errors import CheckpointNotFoundError
-    from statestore.io import local_path, open_storage
-    from statestore.opening import checkpoint_dir
+    from statestore.io import open_storage
+    from statestore.opening import keyring
 
     settings = load_config(file=config_file_or_default(config), overrides=overrides or (), environ=os.environ)
+    return settings, partial(open_storage, keys=keyring(settings))
+
+
+def _storage(dir: str | None, settings: Config, opener: OpenStorage) -> Storage:
+    from statestore.errors import CheckpointNotFoundError
+    from statestore.io import local_path
+    from statestore.opening import checkpoint_dir
+
     place = dir or checkpoint_dir(settings)
     folder = local_path(place)
     if folder is not None and not Path(folder).is_dir():
         raise CheckpointNotFoundError(place, "there is no such folder", hint="say where with --dir")
-    return open_storage(place)
+    return opener(place)
 
 
 def find(
@@ -138,10 +168,11 @@ def find(
     from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
     from statestore.errors import CheckpointNotFoundError
 
+    settings, opener = _opener(config, overrides)
     if "/" in which:
-        checkpoints, number = locate_checkpoint(which)
+        checkpoints, number = locate_checkpoint(which, open_storage=opener)
         return checkpoints, checkpoints.load(number)
-    checkpoints = CheckpointStorage(_storage(dir, config, overrides), which)
+    checkpoints = CheckpointStorage(_storage(dir, settings, opener), which, opener)
     newest = checkpoints.latest()
     if newest is None:
         raise CheckpointNotFoundError(checkpoints.url, "there is no checkpoint")

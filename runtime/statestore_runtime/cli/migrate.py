@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from statestore_runtime.cli.options import Debug, Json, print_json
+from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, config_file_or_default, print_json
 
 
 def migrate(
@@ -27,20 +28,25 @@ def migrate(
         int | None, typer.Option(metavar="N", help="Other number of key groups: every entry gets a new key.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up what the target holds.")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Copy a state to another backend or place while nobody uses it, and compare the copy. Interrupted, the same command goes on.
 
-    Example: statestore migrate rocksdb:///var/lib/app/state redis://127.0.0.1:6379/0
+    Of the configuration only `[encryption]` counts, for both places. Example: statestore migrate rocksdb:///var/lib/app/state redis://127.0.0.1:6379/0
     """
     import statestore
+    from statestore.config import load_config
     from statestore_runtime.cli.display import CopyBar, size
 
+    file = config_file_or_default(config)
+    encryption = load_config(file=file, overrides=overrides or (), environ=os.environ).encryption
     with CopyBar(show=not json) as bar:
         report = statestore.migrate(
-            statestore.Place(source, job, dir, checkpoint_dir),
-            statestore.Place(target, to_job or job, to_dir, to_checkpoint_dir),
+            statestore.Place(source, job, dir, checkpoint_dir, encryption),
+            statestore.Place(target, to_job or job, to_dir, to_checkpoint_dir, encryption),
             max_parallelism=max_parallelism,
             overwrite=overwrite,
             show=bar.show,
