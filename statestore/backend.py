@@ -130,22 +130,33 @@ class Backend(ABC):
         """Release everything; idempotent. Does not imply `persist`."""
 
 
+_registered: dict[str, type[Backend]] = {}
+
+
+def register_backend(name: str, backend: type[Backend]) -> None:
+    """Make `backend` known in this process as `name`, before one of that name that is installed."""
+    _registered[name] = backend
+
+
 def backend_names() -> set[str]:
-    """Names of the installed backends, which are also the schemes of state URLs."""
-    return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    """Names of the backends that there are, which are also the schemes of state URLs."""
+    return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)} | set(_registered)
 
 
 def backend_class(name: str) -> type[Backend]:
-    """Class registered as `name` in the entry-point group `statestore.backends`.
+    """Class registered as `name` with `register_backend`, or in the entry-point group `statestore.backends`.
 
     Raises
     ------
     ConfigError
         No such backend is installed, or its driver can't be imported.
     """
+    if name in _registered:
+        return _registered[name]
     found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in found:
-        raise ConfigError(f"no backend '{name}' is installed", key="state.backend", hint=did_you_mean(name, found))
+        hint = did_you_mean(name, found.keys() | _registered.keys())
+        raise ConfigError(f"no backend '{name}' is installed", key="state.backend", hint=hint)
     try:
         loaded = found[name].load()
     except ImportError as error:

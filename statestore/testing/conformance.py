@@ -11,8 +11,8 @@ A test file for a backend is a subclass and one fixture:
         def open_backend(self, tmp_path):
             opened = []
 
-            def open_backend(attempt=1, job="job"):
-                context = BackendContext(job, str(tmp_path / "state"), self.max_parallelism, attempt, {})
+            def open_backend(attempt=1, job="job", **options):
+                context = BackendContext(job, str(tmp_path / "state"), self.max_parallelism, attempt, options)
                 opened.append(MyBackend.open(context))
                 return opened[-1]
 
@@ -21,19 +21,22 @@ A test file for a backend is a subclass and one fixture:
                 backend.close()
 
 `open_backend` opens the same place each time it is called within a test. The suite closes a backend before it opens the place again,
-except where it tests fencing.
+except where it tests fencing. A fixture `stored_folder` that returns the folder with the backend's files lets it test damage, too.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from statestore.backend import Backend
-from statestore.errors import ClosedError, FencedError
+from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError, StateStoreError
 from statestore.keys import EntryKeys, group_of_entry, group_start, prefix_end
 from statestore.types import Attempt, Epoch
 
@@ -51,6 +54,11 @@ class BackendConformance:
     def open_backend(self) -> OpenBackend:
         """Open the backend under test."""
         raise AssertionError("the subclass gives this fixture")
+
+    @pytest.fixture
+    def stored_folder(self) -> Path | None:
+        """Local folder with the files of the place that `open_backend` opens; None when there is none to be damaged."""
+        return None
 
     @pytest.fixture
     def backend(self, open_backend: OpenBackend) -> Backend:
@@ -167,29 +175,66 @@ class BackendConformance:
         fixed = {self.key(f"fixed{n}"): b"f" for n in range(500)}
         changing = [self.key(f"changing{n}") for n in range(100)]
         backend.apply({**fixed, **dict.fromkeys(changing, b"0")}, Epoch(1))
-        stop, failures = threading.Event(), list[BaseException]()
+        written = threading.Event()
 
         def write() -> None:
             try:
                 for epoch in range(2, 40):
                     gone = changing[epoch % 100]
                     backend.apply({**dict.fromkeys(changing, b"%d" % epoch), gone: None}, Epoch(epoch))
-            except BaseException as error:
-                failures.append(error)
+                    backend.persist()
             finally:
-                stop.set()
+                written.set()
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        scans = 0
-        while not stop.is_set() or scans == 0:
-            entries = list(backend.scan(b"", None))
-            keys = [key for key, _ in entries]
-            assert keys == sorted(set(keys))
-            assert fixed.items() <= dict(entries).items()
-            scans += 1
-        writer.join()
-        assert failures == []
+        def read() -> int:
+            rounds = 0
+            while not written.is_set() or rounds == 0:
+                entries = list(backend.scan(b"", None))
+                keys = [key for key, _ in entries]
+                assert keys == sorted(set(keys))
+                assert fixed.items() <= dict(entries).items()
+                assert {value for key, value in entries if key not in fixed} <= {b"%d" % n for n in range(40)}
+                assert backend.get_many(list(fixed)) == list(fixed.values())
+                rounds += 1
+            return rounds
+
+        with ThreadPoolExecutor(3) as pool:
+            tasks: list[Future[object]] = [pool.submit(task) for task in (write, read, read)]
+            for task in tasks:
+                task.result()
+
+    def test_a_scan_goes_on_over_batches(self, backend: Backend) -> None:
+        """Also in one thread: what was applied since a scan began makes it neither repeat nor skip the rest."""
+        keys = sorted(self.key(f"k{n}") for n in range(3000))
+        backend.apply(dict.fromkeys(keys, b"old"), Epoch(1))
+        scan = backend.scan(b"", None)
+        seen = [next(scan) for _ in range(10)]
+        backend.apply({**dict.fromkeys(keys[::3], b"new"), **dict.fromkeys(keys[1::3])}, Epoch(2))
+        seen += scan
+        found = dict(seen)
+        assert [key for key, _ in seen] == sorted(found)
+        assert all(found[key] == b"old" for key in keys[2::3])
+        assert all(found.get(key, b"old") in (b"old", b"new") for key in keys)
+
+    def test_a_scan_that_is_given_up_is_in_nobodys_way(self, open_backend: OpenBackend) -> None:
+        """Neither of batches nor of closing."""
+        backend = open_backend()
+        backend.apply({self.key(f"k{n}"): b"v" for n in range(3000)}, Epoch(1))
+        scan = backend.scan(b"", None)
+        assert next(scan)[1] == b"v"
+        backend.apply({self.key("k1"): None}, Epoch(2))
+        del scan
+        assert backend.persist() == 2
+        backend.close()
+        again = open_backend(attempt=2)
+        assert len(self.content(again)) == (2999 if again.durable else 0)
+
+    def test_large_batches_and_reads(self, backend: Backend) -> None:
+        """As many entries as the engine gives at once."""
+        batch: dict[bytes, bytes | None] = {self.key(f"key-{n}"): b"%d" % n for n in range(50_000)}
+        backend.apply(batch, Epoch(1))
+        assert backend.get_many(list(batch)) == list(batch.values())
+        assert self.content(backend) == batch
 
     # Clearing
 
@@ -226,6 +271,68 @@ class BackendConformance:
         expected = {key: value for key, value in batch.items() if key != self.key("k1")} if backend.durable else {}
         assert self.content(again) == expected
         assert again.applied_epoch() == (2 if backend.durable else 0)
+
+    def test_what_was_not_persisted_is_there_whole_or_not_at_all(self, open_backend: OpenBackend) -> None:
+        """Entries and marker go together."""
+        backend = open_backend()
+        states: list[dict[bytes, bytes]] = [{}]
+        for epoch in range(1, 6):
+            states.append({self.key(f"k{n}"): b"%d" % epoch for n in range(100 * epoch)})
+            backend.apply(states[-1], Epoch(epoch))
+            persisted = backend.persist() if epoch == 3 else 0
+        assert persisted in (0, 3)
+        backend.close()
+        again = open_backend(attempt=2)
+        assert self.content(again) == states[again.applied_epoch()]
+        assert again.applied_epoch() >= 3 or not again.durable
+
+    def test_options_are_checked(self, open_backend: OpenBackend) -> None:
+        """An unknown one is an error that names it."""
+        with pytest.raises(ConfigError, match="no-such-option"):
+            open_backend(**{"no-such-option": 1})
+
+    def test_damage_is_never_silent(
+        self, open_backend: OpenBackend, stored_folder: Path | None, tmp_path: Path
+    ) -> None:
+        """A flipped bit anywhere: an error, or a place that is set aside and empty, or nothing that was needed."""
+        if stored_folder is None:
+            return
+        batch = {self.key(f"key-{n}"): b"value %d" % n * 5 for n in range(2000)}
+        backend = open_backend()
+        backend.apply(batch, Epoch(7))
+        backend.persist()
+        backend.close()
+        pristine, rng = tmp_path / "pristine", random.Random(1)
+        shutil.copytree(stored_folder, pristine)
+        files = sorted(path.relative_to(pristine) for path in pristine.rglob("*") if path.is_file())
+        outcomes = set()
+        for number in range(40):
+            shutil.rmtree(stored_folder, ignore_errors=True)
+            shutil.copytree(pristine, stored_folder)
+            file = stored_folder / files[number % len(files)]
+            data = bytearray(file.read_bytes())
+            if data:
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+                file.write_bytes(data)
+            outcomes.add(self._outcome(open_backend, batch))
+        assert outcomes <= {"noticed", "set aside", "whole"}
+        assert outcomes & {"noticed", "set aside"}
+
+    def _outcome(self, open_backend: OpenBackend, batch: dict[bytes, bytes]) -> str:
+        try:
+            backend = open_backend(attempt=2)
+        except StateStoreError:
+            return "noticed"
+        try:
+            found, epoch = self.content(backend), backend.applied_epoch()
+            read = backend.get_many(list(batch))
+        except CorruptionError:
+            return "noticed"
+        finally:
+            backend.close()
+        if (found, epoch) == ({}, 0):
+            return "set aside"
+        return "whole" if (found, epoch) == (batch, 7) and read == list(batch.values()) else "silently different"
 
     def test_clear_survives_reopening(self, open_backend: OpenBackend) -> None:
         """A place being restored must not look as if it were whole."""

@@ -3,15 +3,19 @@
 from contextlib import contextmanager
 
 from statestore.backend import BackendContext
+from statestore.io import open_storage
 
 
 @contextmanager
-def opener(backend_class, directory, max_parallelism, options=None):
+def opener(backend_class, directory, max_parallelism, options=None, open_storage=open_storage):
     opened = []
 
-    def open_backend(attempt=1, job="job"):
+    def open_backend(attempt=1, job="job", **more):
         folder = str(directory) if directory is not None else None
-        opened.append(backend_class.open(BackendContext(job, folder, max_parallelism, attempt, options or {})))
+        context = BackendContext(
+            job, folder, max_parallelism, attempt, {**(options or {}), **more}, open_storage=open_storage
+        )
+        opened.append(backend_class.open(context))
         return opened[-1]
 
     yield open_backend

@@ -1,7 +1,10 @@
 import uuid
+from functools import partial
 
 import pytest
 
+import statestore.io
+from statestore.io import Keyring
 from statestore.testing.conformance import BackendConformance
 from statestore_backends.filesystem import FilesystemBackend
 from tests.conformance.opened import opener
@@ -12,6 +15,22 @@ class TestLocalFilesystem(BackendConformance):
     def open_backend(self, tmp_path):
         with opener(FilesystemBackend, tmp_path / "files", self.max_parallelism) as open_backend:
             yield open_backend
+
+    @pytest.fixture
+    def stored_folder(self, tmp_path):
+        return tmp_path / "files"
+
+
+class TestEncryptedFilesystem(BackendConformance):
+    @pytest.fixture
+    def open_backend(self, tmp_path):
+        open_storage = partial(statestore.io.open_storage, keys=Keyring([bytes(range(32))]))
+        with opener(FilesystemBackend, tmp_path / "files", self.max_parallelism, None, open_storage) as open_backend:
+            yield open_backend
+
+    @pytest.fixture
+    def stored_folder(self, tmp_path):
+        return tmp_path / "files"
 
 
 class TestFsspecMemory(BackendConformance):

@@ -12,3 +12,7 @@ class TestRocksDB(BackendConformance):
     def open_backend(self, tmp_path):
         with opener(RocksDBBackend, tmp_path / "db", self.max_parallelism) as open_backend:
             yield open_backend
+
+    @pytest.fixture
+    def stored_folder(self, tmp_path):
+        return tmp_path / "db"
