@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from statestore.errors import ConfigError, did_you_mean
 from statestore.io import OpenStorage, open_storage
@@ -128,6 +128,15 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release everything; idempotent. Does not imply `persist`."""
+
+
+@runtime_checkable
+class SupportsMetrics(Protocol):
+    """A backend that has figures of its own."""
+
+    def metrics(self) -> dict[str, int]:
+        """Their present values by name, in Prometheus's spelling with the unit last; cheap, from any thread."""
+        ...
 
 
 _registered: dict[str, type[Backend]] = {}

@@ -21,7 +21,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from statestore import crashpoints
-from statestore.backend import Backend
+from statestore.backend import Backend, SupportsMetrics
 from statestore.checkpoint.claim import claim
 from statestore.checkpoint.manifest import Claim
 from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
@@ -329,6 +329,11 @@ class StateStore(StateFactory):
             length = entry_key[4]
             keys.add(entry_key[4 : 5 + length] if length < 0x80 else _long_key(entry_key))
         return count + len(keys)
+
+    def backend_metrics(self) -> dict[str, int]:
+        """Figures of the backend's own, by name; none where it has none."""
+        self._check_open()
+        return self._backend.metrics() if isinstance(self._backend, SupportsMetrics) else {}
 
     # Committing
 

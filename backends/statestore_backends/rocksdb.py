@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rocksdict import (
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     DBCompressionType,
@@ -21,6 +22,7 @@ from rocksdict import (
     Rdict,
     ReadOptions,
     WriteBatch,
+    WriteBufferManager,
     WriteOptions,
 )
 
@@ -49,11 +51,25 @@ _DAMAGE = (
 )
 
 
+MEMORY_MIN_BYTES = 8 << 20
+KEYS_PER_READ = 256
+METADATA_BLOCK_BYTES = 64 << 10
+METRICS = {
+    "estimate-num-keys": "rocksdb_estimate_num_keys",
+    "total-sst-files-size": "rocksdb_total_sst_files_size_bytes",
+    "cur-size-all-mem-tables": "rocksdb_cur_size_all_mem_tables_bytes",
+    "block-cache-usage": "rocksdb_block_cache_usage_bytes",
+    "num-running-compactions": "rocksdb_num_running_compactions",
+    "background-errors": "rocksdb_background_errors",
+}
+"""Properties of RocksDB, and what they are called as metrics."""
+
+
 class RocksDBOptions(Section, frozen=True, kw_only=True):
     """`[state.rocksdb]`."""
 
     memory: Size = 128 << 20
-    """Half of it for the block cache, half for write buffers."""
+    """For data, index and filter blocks and write buffers together; write buffers take up to half of it."""
     max_open_files: int = 512
     lock_timeout: Duration = 10.0
     """How long to wait for another process that holds the database."""
@@ -69,6 +85,7 @@ class RocksDBBackend(Backend):
         write: Any = WriteOptions()
         write.disable_wal = True  # there is one log, the store's; the type stub takes this attribute for a method
         self._write = write
+        self._write_bytes = options.memory // 32
         self._db: Any
         self._db, self._epoch = _open_or_set_aside(path, options, clock)
 
@@ -78,28 +95,40 @@ class RocksDBBackend(Backend):
         options = parse_options(RocksDBOptions, context.options, "state.rocksdb")
         if context.directory is None:
             raise ConfigError("the rocksdb backend needs a local folder", key="state.dir")
+        if options.memory < MEMORY_MIN_BYTES:
+            raise ConfigError(f"{options.memory} bytes are less than 8mb", key="state.rocksdb.memory")
         return cls(Path(context.directory), options, SystemClock())
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """One multi-get."""
+        """Multi-gets of some hundred keys: each holds the blocks it reads until its end, whatever the cache's capacity."""
+        database = self._database()
+        found: list[bytes | None] = []
         with _translated(self._path):
-            found: list[bytes | None] = self._database().get(list(keys))
+            for first in range(0, len(keys), KEYS_PER_READ):
+                found += database.get(list(keys[first : first + KEYS_PER_READ]))
         return found
 
     def apply(self, batch: Batch, epoch: Epoch) -> None:
-        """One write batch with the marker in it."""
-        database = self._database()
-        writes = WriteBatch(raw_mode=True)
-        put, delete = writes.put, writes.delete
+        """Write the batch and the marker; so much that it would not fit the write buffers in several writes, the marker in the last."""
+        writes, size = WriteBatch(raw_mode=True), 0
         for key, value in batch.items():
             if value is None:
-                delete(key)
+                writes.delete(key)
             else:
-                put(key, value)
-        put(MARKER_KEY, epoch.to_bytes(8, "big"))
+                writes.put(key, value)
+                size += len(value)
+            size += len(key)
+            if size >= self._write_bytes:
+                self._commit(writes)
+                writes, size = WriteBatch(raw_mode=True), 0
+        writes.put(MARKER_KEY, epoch.to_bytes(8, "big"))
+        self._commit(writes)
+        self._epoch = epoch
+
+    def _commit(self, writes: WriteBatch) -> None:
+        database = self._database()
         with _translated(self._path):
             database.write(writes, self._write)
-        self._epoch = epoch
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over the database as it is now."""
@@ -137,6 +166,11 @@ class RocksDBBackend(Backend):
                     group_start(key_groups.start), group_start(key_groups.stop), write_opt=self._write
                 )
 
+    def metrics(self) -> dict[str, int]:
+        """RocksDB's own figures."""
+        database = self._database()
+        return {name: database.property_int_value(f"rocksdb.{key}") or 0 for key, name in METRICS.items()}
+
     def close(self) -> None:
         """Close the database; what was not persisted comes back from the log."""
         if self._db is not None:
@@ -171,15 +205,24 @@ def _ours(error: Exception, path: Path) -> StateStoreError:
 
 
 def _database_options(options: RocksDBOptions) -> Options:
+    # Write buffers are charged to the cache, so that its capacity bounds both; the rest is room for what it may exceed it by.
+    cache = Cache(options.memory - options.memory // 8)
     table = BlockBasedOptions()
+    table.set_block_cache(cache)
     table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(options.memory // 2))
+    # Index and filters in blocks that are cached one by one: as a whole, those of large tables would push everything else out.
     table.set_cache_index_and_filter_blocks(True)
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES)
+    table.set_pin_top_level_index_and_filter(True)
     database = Options(raw_mode=True)
     database.create_if_missing(True)
     database.set_block_based_table_factory(table)
-    database.set_write_buffer_size(max(1 << 20, options.memory // 4))
-    database.set_max_write_buffer_number(2)
+    buffers = WriteBufferManager.new_write_buffer_manager_with_cache(options.memory // 2, False, cache)
+    database.set_write_buffer_manager(buffers)
+    database.set_write_buffer_size(options.memory // 8)
+    database.set_max_write_buffer_number(3)
     database.set_max_open_files(options.max_open_files)
     database.set_compression_type(DBCompressionType.lz4())
     database.set_keep_log_file_num(2)

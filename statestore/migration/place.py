@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,7 +42,7 @@ class Place:
     job: str = "store"
     dir: str | None = None
     checkpoint_dir: str | None = None
-    encryption: EncryptionConfig = EncryptionConfig()
+    encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
     """Keys of what a URL or path names; a `Config` has its own."""
 
     @property

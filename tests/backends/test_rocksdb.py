@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from statestore import ConfigError, CorruptionError, UnavailableError
 from statestore.backend import BackendContext
 from statestore.keys import EntryKeys
-from statestore_backends.rocksdb import RocksDBBackend
+from statestore_backends.rocksdb import METRICS, RocksDBBackend
 from tests.store.stores import Stores, content, handles
 
 GROUPS = 8
@@ -20,6 +24,13 @@ BATCH = {key: key * 3 for key in KEYS}
 
 def opened(folder, **options):
     return RocksDBBackend.open(BackendContext("job", str(folder), GROUPS, 1, options))
+
+
+@pytest.fixture
+def stores(places):
+    stores = Stores(places)
+    yield stores
+    stores.close()
 
 
 @pytest.fixture
@@ -121,6 +132,86 @@ def test_a_database_in_use(folder):
     holder.close()
 
 
+MEMORY = 8 << 20
+
+
+@pytest.mark.parametrize("entries_per_batch", [1000, 60_000], ids=["small-batches", "large-batches"])
+def test_memory_stays_within_the_total(tmp_path, entries_per_batch):
+    """Ten times as much state as memory, written, looked up and scanned, with eyes on what RocksDB has allocated."""
+    backend, rng = opened(tmp_path / "db", memory="8mb"), random.Random(1)
+    most, done = {"cache": 0, "buffers": 0}, threading.Event()
+
+    def watch():
+        while not done.wait(0.001):
+            found = backend.metrics()
+            # What write buffers take counts as used in the cache.
+            most["cache"] = max(most["cache"], found["rocksdb_block_cache_usage_bytes"])
+            most["buffers"] = max(most["buffers"], found["rocksdb_cur_size_all_mem_tables_bytes"])
+
+    keys = [EntryKeys(1, GROUPS).of(b"key-%d" % n) for n in range(120_000)]
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        for first in range(0, len(keys), entries_per_batch):
+            backend.apply({key: rng.randbytes(700) for key in keys[first : first + entries_per_batch]}, first + 1)
+        backend.persist()
+        assert all(len(value) == 700 for value in backend.get_many(rng.sample(keys, 20_000)))
+        assert sum(1 for _ in backend.scan(b"", None)) == len(keys)
+        done.set()
+        watching.result()
+    assert backend.metrics()["rocksdb_total_sst_files_size_bytes"] > 9 * MEMORY
+    assert MEMORY / 4 < most["cache"] <= MEMORY
+    assert 0 < most["buffers"] <= MEMORY / 2
+    backend.close()
+
+
+def test_a_large_batch_that_is_cut_off_can_be_applied_again(tmp_path, monkeypatch):
+    backend = opened(tmp_path / "db", memory="8mb")
+    batch = {key: bytes(700) for key in KEYS}
+    backend.apply(dict.fromkeys(KEYS, b"old"), 1)
+    commit, left = backend._commit, iter(range(5))
+
+    def failing(writes):
+        if next(left, None) is None:
+            raise UnavailableError("rocksdb", "here", "disk full")
+        commit(writes)
+
+    monkeypatch.setattr(backend, "_commit", failing)
+    with pytest.raises(UnavailableError):
+        backend.apply(batch, 2)
+    monkeypatch.undo()
+    assert backend.applied_epoch() == backend.persist() == 1
+    backend.close()
+    backend = opened(tmp_path / "db", memory="8mb")
+    assert backend.applied_epoch() == 1
+    backend.apply(batch, 2)
+    assert (backend.applied_epoch(), dict(backend.scan(b"", None))) == (2, batch)
+    backend.close()
+
+
+def test_open_files_are_bounded(tmp_path):
+    backend = opened(tmp_path / "db", memory="8mb", **{"max-open-files": 20})
+    for epoch in range(1, 60):
+        backend.apply({EntryKeys(1, GROUPS).of(b"%d-%d" % (epoch, n)): bytes(100) for n in range(100)}, epoch)
+        backend.persist()
+        assert len(list(backend.scan(b"", None))) == 100 * epoch
+        links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        assert sum(str(link).startswith(str(tmp_path)) for link in links) <= 30
+    backend.close()
+
+
+def test_metrics(stores):
+    store = stores.open("rocksdb", "none")
+    store.set_current_key("key")
+    handles(store)["value"].update(1)
+    store.checkpoint()
+    assert store.backend_metrics()["rocksdb_background_errors"] == 0
+    assert set(store.backend_metrics()) == set(METRICS.values())
+    store.close()
+    assert stores.open("memory", "none").backend_metrics() == {}
+
+
 def test_options(tmp_path):
+    with pytest.raises(ConfigError, match=r"state.rocksdb.memory.*8mb"):
+        opened(tmp_path / "x", memory="1mb")
     with pytest.raises(ConfigError, match=r"state.rocksdb.memry.*did you mean 'memory'"):
-        opened(tmp_path / "x", memry="1mb")
+        opened(tmp_path / "x", memry="100mb")
