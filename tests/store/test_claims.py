@@ -10,12 +10,13 @@ import statestore
 from statestore import FencedError, UnavailableError, UsageError
 from statestore.checkpoint.claim import claim, remove_claimed
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
-from statestore.io import LocalStorage
+from statestore.io import LocalStorage, MemoryStorage
 from tests.conftest import BACKENDS
 from tests.store.stores import Stores, content, handles
 
 KEYS = [f"key-{n}" for n in range(50)]
 CLAIM = "state-recovery.claim-mode=claim"
+OWN = CheckpointStorage(MemoryStorage(), "heir")
 RETAIN_2 = "checkpointing.num-retained=2"
 
 
@@ -144,11 +145,11 @@ def test_a_claimed_checkpoint_goes_with_the_older_ones_and_its_job_is_fenced(old
         old.checkpoint()
     for _ in range(3):
         heir.checkpoint()
-    left = CheckpointStorage(LocalStorage(old.checkpoints.storage.root), "job")
+    left = CheckpointStorage(LocalStorage(old.checkpoints.storage.url), "job")
     assert left.retained() == [3]  # newer than what was claimed
     assert left.verify(left.load(3)) == []
     restored = Stores(heirs._places, job="job")
-    restored.checkpoints = old.checkpoints.storage.root
+    restored.checkpoints = old.checkpoints.storage.url
     store = restored.open("memory")
     assert store.restored.meta == {"position": 2}
     assert content(store, KEYS)[KEYS[0]]["value"] == 2
@@ -166,15 +167,15 @@ def test_a_checkpoint_of_the_own_folder_is_its_own_already(stores):
 
 def test_removing_is_done_once(old, tmp_path):
     path = old.savepoint(str(tmp_path / "sp")).path
-    claimed = claim(path, since=1)
-    remove_claimed(claimed)
-    remove_claimed(claimed)
+    claimed = claim(path, since=1, own=OWN)
+    remove_claimed(claimed, OWN)
+    remove_claimed(claimed, OWN)
     assert list((tmp_path / "sp").iterdir()) == []
 
 
 def test_a_secret_is_not_kept(tmp_path):
     with pytest.raises(UsageError, match="give the secret by the environment"):
-        claim("s3://user:canary@bucket/sp", since=1)
+        claim("s3://user:canary@bucket/sp", since=1, own=OWN)
 
 
 def test_the_embedded_store_claims_when_told_so(old, tmp_path):

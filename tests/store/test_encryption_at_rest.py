@@ -7,8 +7,10 @@ import re
 
 import pytest
 
+import statestore
 from statestore import EncryptionKeyError
 from statestore.checkpoint.storage import CheckpointStorage
+from statestore.config import EncryptionConfig
 from statestore.io import Keyring, open_storage
 from tests.conftest import BACKENDS
 from tests.store.stores import Stores, content, handles
@@ -205,3 +207,38 @@ def test_checkpoints_elsewhere_are_opened_with_the_same_keys(stores, encrypted, 
     assert content(stores.open("memory", path, encrypted), KEYS) == expected
     keys = Keyring([bytes.fromhex(FIRST)])
     assert CheckpointStorage(open_storage(str(tmp_path / "moved"), keys), "job").verify(info.manifest) == []
+
+
+def test_copies_of_encrypted_state_are_encrypted(stores, encrypted, rotated, key_files, tmp_path):
+    """Savepoints and migrations, from one key to another as well; a claimed savepoint is found with its key."""
+    store = stores.open("rocksdb", None, encrypted)
+    fill(store, 0, 40)
+    saved = store.savepoint(str(tmp_path / "sp"))
+    expected = content(store, KEYS)
+    store.close()
+    first = EncryptionConfig(key_file=str(key_files[0]))
+    second = EncryptionConfig(key_file=str(key_files[1]))
+    target = tmp_path / "copy"
+    with pytest.raises(EncryptionKeyError, match="no key is configured"):
+        statestore.migrate(saved.path, f"file://{target}")
+    statestore.migrate(
+        statestore.Place(saved.path, encryption=first), statestore.Place(f"file://{target}", encryption=second)
+    )
+    statestore.migrate(
+        statestore.Place(f"file://{target}", encryption=second),
+        statestore.Place(str(tmp_path / "sp2"), encryption=second),
+    )
+    for folder in (tmp_path / "sp", target, tmp_path / "sp2"):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    stores.forget_local()
+    heirs = Stores(stores._places, *rotated, "state-recovery.claim-mode=claim", job="heir", auto_complete=True)
+    heir = heirs.open("memory", saved.path)
+    assert content(heir, KEYS) == expected
+    for _ in range(3):
+        heir.checkpoint()
+    assert not (tmp_path / "sp" / "_metadata").exists()
+    heirs.close()
+    again = Stores(stores._places, f"encryption.key-file={key_files[1]}", job="again")
+    assert content(again.open("memory", str(tmp_path / "sp2")), KEYS) == expected
+    again.close()
