@@ -32,6 +32,7 @@ from statestore.keys import split_key_groups
 from statestore.migration.migrate import MigrationReport, migrate
 from statestore.migration.place import Place
 from statestore.opening import open, open_store
+from statestore.progress import RestoreProgress
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
 from statestore.timers import Timers
@@ -63,6 +64,7 @@ __all__ = [
     "PendingSavepoint",
     "ReducingState",
     "Place",
+    "RestoreProgress",
     "Restored",
     "SavepointInfo",
     "StateMigrationError",

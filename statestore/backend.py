@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from statestore.errors import ConfigError, did_you_mean
 from statestore.io import OpenStorage, open_storage
@@ -76,7 +76,7 @@ class BackendContext:
 class Backend(ABC):
     """Ordered map from bytes to bytes with an epoch marker; see the module's docstring for the guarantees."""
 
-    durable: ClassVar[bool]
+    durable: bool
     """Whether the data outlives the process, so that recovery can start from it."""
 
     @classmethod
@@ -128,6 +128,32 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release everything; idempotent. Does not imply `persist`."""
+
+
+def next_piece(
+    entries: Iterator[tuple[bytes, bytes]], *, entries_max: int, bytes_max: int
+) -> list[tuple[bytes, bytes]]:
+    """The next entries, until either limit is reached; empty at the end."""
+    piece, size = [], 0
+    for entry in entries:
+        piece.append(entry)
+        size += len(entry[0]) + len(entry[1])
+        if size >= bytes_max or len(piece) >= entries_max:
+            break
+    return piece
+
+
+@runtime_checkable
+class SupportsBulkLoad(Protocol):
+    """A backend that can be filled faster than batch by batch."""
+
+    def bulk_load(self, entries: Iterator[tuple[bytes, bytes]]) -> None:
+        """Fill the backend, just cleared and so with the marker at 0, with all its entries, which come in ascending order.
+
+        Not atomic: the marker stays 0 until the caller's next `apply`, so what an interrupted load leaves is cleared again. Nobody reads
+        meanwhile. What `entries` raises ends the load and is passed on. Durable with the next `persist`, as after `apply`.
+        """
+        ...
 
 
 @runtime_checkable

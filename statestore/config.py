@@ -71,6 +71,10 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
 class RecoveryConfig(Section, frozen=True, kw_only=True):
     """`[state-recovery]`."""
 
+    lazy: bool = False
+    """Whether a store that is restored from a checkpoint opens at once, and reads from the checkpoint what it has not copied yet."""
+    parallelism: int = 4
+    """How many files of a checkpoint are read at a time."""
     claim_mode: Literal["no-claim", "claim"] = "no-claim"
     """Whether a checkpoint or savepoint of elsewhere, once restored, belongs to this job, which then removes it in time."""
 
@@ -167,7 +171,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "encryption": EncryptionConfig,
 }
 
-_AT_LEAST = {"max_parallelism": 1, "num_retained": 1, "tolerable_failed": 0, "attempts": 0}
+_AT_LEAST = {"max_parallelism": 1, "num_retained": 1, "tolerable_failed": 0, "attempts": 0, "parallelism": 1}
 
 
 def load_config(

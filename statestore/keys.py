@@ -190,6 +190,11 @@ def group_start(group: int) -> bytes:
     return group.to_bytes(2, "big")
 
 
+def group_bounds(groups: range) -> tuple[bytes, bytes]:
+    """First entry key of a range of key groups, and the first one behind them."""
+    return group_start(groups.start), group_start(groups.stop)
+
+
 def group_of_entry(entry_key: bytes) -> KeyGroup:
     """Key group an entry key belongs to."""
     return KeyGroup(int.from_bytes(entry_key[:2], "big"))

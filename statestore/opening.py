@@ -36,6 +36,7 @@ from statestore.io import (
     redacted,
 )
 from statestore.keys import MAX_PARALLELISM_LIMIT
+from statestore.progress import OnRestoreProgress
 from statestore.store import StateStore, StoreSettings
 from statestore.ttl import TimeToLive
 from statestore.types import Attempt
@@ -54,6 +55,8 @@ def open(
     allow_pickle: bool | None = None,
     claim_mode: Literal["no-claim", "claim"] | None = None,
     clock: Clock | None = None,
+    lazy: bool | None = None,
+    on_restore_progress: OnRestoreProgress | None = None,
 ) -> StateStore:
     """Open a keyed-state store in this program.
 
@@ -81,6 +84,11 @@ def open(
     claim_mode
         "claim": what is restored from elsewhere belongs to this store, which removes it once it needs it no more; see
         `state-recovery.claim-mode`, the default.
+    lazy
+        Whether a store that is restored from a checkpoint opens at once, while its backend is filled in the background:
+        see `StateStore.hydration`. Default: as `state-recovery.lazy` says.
+    on_restore_progress
+        Called now and then, in this thread, with a `RestoreProgress` while a checkpoint is loaded before the store opens.
 
     Raises
     ------
@@ -94,10 +102,19 @@ def open(
     config, root = resolved(target, checkpoint_dir=checkpoint_dir, max_parallelism=max_parallelism, job=job, dir=dir)
     if allow_pickle is not None:
         config = msgspec.structs.replace(config, state=msgspec.structs.replace(config.state, allow_pickle=allow_pickle))
-    if claim_mode is not None:
-        recovery = msgspec.structs.replace(config.state_recovery, claim_mode=claim_mode)
-        config = msgspec.structs.replace(config, state_recovery=recovery)
-    return open_store(config, job, restore=restore, key_type=key_type, clock=clock, auto_complete=True, root=root)
+    given = {"claim_mode": claim_mode, "lazy": lazy}
+    recovery = {name: value for name, value in given.items() if value is not None}
+    config = msgspec.structs.replace(config, state_recovery=msgspec.structs.replace(config.state_recovery, **recovery))
+    return open_store(
+        config,
+        job,
+        restore=restore,
+        key_type=key_type,
+        clock=clock,
+        auto_complete=True,
+        on_restore_progress=on_restore_progress,
+        root=root,
+    )
 
 
 def resolved(
@@ -149,6 +166,7 @@ def open_store(
     key_type: Any = str,
     clock: Clock | None = None,
     auto_complete: bool = False,
+    on_restore_progress: OnRestoreProgress | None = None,
     root: str | None = "",
     key_groups: range | None = None,
     attempt: Attempt | None = None,
@@ -164,6 +182,8 @@ def open_store(
         Names the run; a newest checkpoint made in the same run is restored whatever `restore` says.
     auto_complete
         Whether a commit counts on its own (embedded), or only with a complete checkpoint (job).
+    on_restore_progress
+        As in `statestore.open`.
     root
         Local folder; "" is `<state.dir>/<job>`, and below it `<first>-<last>` for a part of the key groups; None keeps everything in
         memory.
@@ -197,7 +217,8 @@ def open_store(
         parts.release()
         raise
     try:
-        store.recover(restore)
+        recovery = config.state_recovery
+        store.recover(restore, lazy=recovery.lazy, parallelism=recovery.parallelism, on_progress=on_restore_progress)
     except BaseException:
         store.release()
         raise

@@ -17,12 +17,12 @@ The bloom filter has 10 bits a key and 6 probes, taken by double hashing from th
 
 from __future__ import annotations
 
-import heapq
 import struct
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import google_crc32c
 import msgspec
@@ -45,6 +45,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_block = msgspec.msgpack.Decoder(_block_type).decode
 
 Block = tuple[list[bytes], list[bytes | None]]
+
+V = TypeVar("V")
 
 
 class _Footer(msgspec.Struct):
@@ -278,18 +280,34 @@ class SegmentReader:
             index += 1
 
 
-def merged(scans: Sequence[Iterator[tuple[bytes, bytes | None]]]) -> Iterator[tuple[bytes, bytes | None]]:
+def merged(scans: Sequence[Iterator[tuple[bytes, V]]]) -> Iterator[tuple[bytes, V]]:
     """Entries of several scans in key order; of equal keys the one from the first scan."""
-    if len(scans) == 1:
-        yield from scans[0]
+    # The last scan is as a rule by far the longest (the oldest layer of a state), and its entries pass one step only.
+    above: Iterator[tuple[bytes, V]] = iter(())
+    for scan in scans:
+        above = _over(above, scan)
+    return above
+
+
+def _over(newer: Iterator[tuple[bytes, V]], older: Iterator[tuple[bytes, V]]) -> Iterator[tuple[bytes, V]]:
+    waiting = next(newer, None)
+    if waiting is None:
+        yield from older
         return
-
-    def ranked(rank: int, scan: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, int, bytes | None]]:
-        for key, value in scan:
-            yield key, rank, value
-
-    last = None
-    for key, _, value in heapq.merge(*(ranked(rank, scan) for rank, scan in enumerate(scans))):
-        if key != last:
-            last = key
-            yield key, value
+    for entry in older:
+        key = entry[0]
+        while waiting is not None and waiting[0] < key:
+            yield waiting
+            waiting = next(newer, None)
+        if waiting is None:
+            yield entry
+            yield from older
+            return
+        if waiting[0] == key:
+            yield waiting
+            waiting = next(newer, None)
+        else:
+            yield entry
+    if waiting is not None:
+        yield waiting
+        yield from newer

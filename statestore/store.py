@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from statestore import crashpoints
+from statestore.applying import Applier
 from statestore.backend import Backend, SupportsMetrics
 from statestore.checkpoint.claim import claim
 from statestore.checkpoint.manifest import Claim
@@ -29,13 +29,15 @@ from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, Sn
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
 from statestore.errors import ClosedError, UsageError
+from statestore.hydration import Hydrating
 from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
 from statestore.keys import EntryKeys, prefix_end, read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import MISSING, EpochBatch, Pending
-from statestore.recovery import Recovered, Recovery
-from statestore.stamp import STAMP_STATE_ID, encode_stamp, is_stamp, stamp_key
+from statestore.progress import OnRestoreProgress, RestoreProgress
+from statestore.recovery import Loader, Recovered, Recovery
+from statestore.stamp import STAMP_STATE_ID, is_stamp, stamp_key
 from statestore.sweep import Sweep
 from statestore.timers import Timers
 from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
@@ -117,7 +119,6 @@ class StateStore(StateFactory):
         self._pending = Pending()
         self._times = StateClock(clock)
         self._default_ttl = settings.ttl
-        self._sweep = Sweep(backend, key_groups, clock)
         self._states: dict[str, StateDescriptor] = {}
         self._states_changed = False
         self.declarations: dict[str, Declaration] = {}
@@ -128,23 +129,47 @@ class StateStore(StateFactory):
         self._meta: dict[str, Any] = {}
         self._scopes: list[KeyedState] = []
         self._expiries: dict[str, Expiry] = {}
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="statestore-apply")
-        self._flushing: Future[None] | None = None
-        self._persisted = Epoch(0)
         self._failure: BaseException | None = None
         self._closed = False
+        self._work_on(backend)
         self._snapshots: SnapshotChain | None = None
         self._default = self.keyed("", key_type)
 
     # Opening
 
-    def recover(self, restore: str | None) -> None:
+    def _work_on(self, backend: Backend) -> None:
+        self._backend = backend
+        self._sweep = Sweep(backend, self.key_groups, self._clock)
+        self._applier = Applier(
+            backend,
+            self._pending,
+            self._sweep,
+            self.metrics,
+            self._clock,
+            stamp_key=self._stamp_key,
+            attempt=self.attempt,
+            pending_bytes=self._settings.pending_bytes,
+            retries=self._auto_complete,
+        )
+
+    def recover(
+        self, restore: str | None, *, lazy: bool, parallelism: int, on_progress: OnRestoreProgress | None
+    ) -> None:
         """Bring the store to the state that `restore` asks for; called once, by `statestore.open`. Raises as `Recovery.run` does."""
+        loader = Loader(
+            self._backend,
+            self.key_groups,
+            self._clock,
+            lazy=lazy,
+            parallelism=parallelism,
+            on_progress=on_progress,
+        )
         with self.metrics.time("recovery"):
             recovered = Recovery(
                 self._backend,
                 self._log,
                 self.checkpoints,
+                loader,
                 max_parallelism=self.max_parallelism,
                 key_groups=self.key_groups,
                 restore=restore,
@@ -153,20 +178,25 @@ class StateStore(StateFactory):
             ).run()
         claimed = recovered.checkpoint.claimed if recovered.checkpoint else None
         if recovered.is_foreign:
-            since = CheckpointId((self.checkpoints.latest() or 0) + 1)
+            since = CheckpointId(recovered.newest_id + 1)
             claimed = claim(str(restore), since, self.checkpoints) if self._settings.claims else None
         self._begin(recovered, claimed)
+        if isinstance(recovered.backend, Hydrating):
+            recovered.backend.start()
         if recovered.is_foreign and self._auto_complete:
             self.checkpoint()  # what is committed from here on builds on state that must be found again from here
 
     def _begin(self, recovered: Recovered, claimed: Claim | None) -> None:
+        if recovered.backend is not self._backend:
+            self._applier.close()
+            self._work_on(recovered.backend)
         self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
         self._states = {state.name: state for state in recovered.states}
         self._times.go_on_from(recovered.times)
         self.finished_meta = recovered.finished_meta
         checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
         if recovered.epoch:
-            is_newest = checkpoint_id == self.checkpoints.latest() and not recovered.is_foreign
+            is_newest = checkpoint_id == (recovered.newest_id or None) and not recovered.is_foreign
             self.restored = Restored(recovered.epoch, checkpoint_id, recovered.meta, is_newest)
         if recovered.checkpoint:
             self.metrics.state_bytes = recovered.checkpoint.total_bytes
@@ -317,7 +347,7 @@ class StateStore(StateFactory):
 
     def count_keys(self) -> int:
         """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
-        self._apply_and_wait()
+        self._applier.finish()
         # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
         count, group, keys = 0, b"", set[bytes]()
         timers = {state.id.to_bytes(2, "big") for state in self._states.values() if state.kind.startswith(Timers.kind)}
@@ -401,58 +431,22 @@ class StateStore(StateFactory):
                 self.metrics.expired_entries += 1
                 self.metrics.expired_bytes += size
 
-    # Applying
+    def _raise_background_failure(self) -> None:
+        self._applier.raise_failure()
+        self._chain.raise_failure()
+        if isinstance(self._backend, Hydrating):
+            self._backend.raise_failure()
 
     def _complete(self, epoch: Epoch) -> None:
-        self._pending.complete(epoch)
-        ready = self._pending.ready_bytes
-        if ready > self._settings.pending_bytes:
-            if self._flushing is not None and ready > 2 * self._settings.pending_bytes:
-                self._flushing.result()  # the backend can't keep up: wait for it, rather than fill the memory
-            self._in_background(self._apply_ready)
-        elif self._sweep.is_due():
-            self._in_background(self._sweep_some)
+        self._applier.complete(epoch)
         self._trim_log()
-
-    def _in_background(self, task: Callable[[], None]) -> None:
-        """Have the applying thread do it, unless it is busy: then it comes with a later commit."""
-        if self._flushing is None or self._flushing.done():
-            self._raise_background_failure()
-            self._flushing = self._flusher.submit(task)
-
-    def _apply_ready(self) -> None:
-        batch = self._pending.take()
-        if batch is None:
-            return
-        with self.metrics.time("persistence"):
-            crashpoints.reach("backend.before-apply")
-            batch.entries[self._stamp_key] = encode_stamp(self.attempt, batch.epoch)
-            self._backend.apply(batch.entries, batch.epoch)
-            crashpoints.reach("backend.applied")
-            self._pending.finish()
-            self._sweep.applied(batch.entries)
-            self._persisted = self._backend.persist()
-
-    def _sweep_some(self) -> None:
-        if self._sweep.has_waited():  # so that what waits for the backend is swept too, however little it is
-            self._apply_ready()
-        self._sweep.look()
-
-    def _apply_and_wait(self) -> None:
-        """Apply all that is complete, now."""
-        if self._flushing is not None:
-            self._flushing.result()
-        self._flusher.submit(self._apply_ready).result()
-
-    def _raise_background_failure(self) -> None:
-        if self._flushing is not None and self._flushing.done():
-            self._flushing.result()
-        self._chain.raise_failure()
 
     def _trim_log(self) -> None:
         """Drop the log segments that neither the backend nor a checkpoint needs any more."""
-        needed = self._persisted if self._backend.durable else self._epoch
-        if self._chain.covered_epoch or not self._backend.durable:
+        # A log that ends with the process serves nothing but the next checkpoint, which can begin with a base of what is applied.
+        survives = self._backend.durable or not self._log.durable
+        needed = self._applier.persisted if survives else self._epoch
+        if self._chain.covered_epoch or not survives:
             needed = min(needed, self._chain.covered_epoch)
         self._log.drop_before(needed)
 
@@ -513,19 +507,29 @@ class StateStore(StateFactory):
         self._check_open()
         self._complete(self._chain.completed(info))
         if self._chain.wants_base:
-            self._chain.start_base(self._apply_and_wait_in_background())
+            self._chain.start_base(self._applier.start())
         crashpoints.reach("checkpoint.completed")
-
-    def _apply_and_wait_in_background(self) -> Future[None]:
-        """Applying of all that is complete, so that the base is made of it."""
-        self._flushing = self._flusher.submit(self._apply_ready)
-        return self._flushing
 
     def abort(self, pending: PendingCheckpoint) -> bool:
         """Give a pending checkpoint up: it will never complete. False when it is completing already, so wait for it instead."""
         return pending.cancel()
 
     # The rest
+
+    @property
+    def hydration(self) -> RestoreProgress | None:
+        """How far the filling of the backend is, in a store that was restored lazily and is not complete yet; else None."""
+        return self._backend.progress() if isinstance(self._backend, Hydrating) and not self._backend.is_done else None
+
+    def wait_hydrated(self, timeout: float | None = None) -> bool:
+        """Wait until the backend holds everything; False when that takes more than `timeout` seconds.
+
+        Raises
+        ------
+        CorruptionError, UnavailableError
+            The checkpoint could not be read to its end. Every later commit, and every read that needs the backend, raises it as well.
+        """
+        return self._backend.wait(timeout) if isinstance(self._backend, Hydrating) else True
 
     def describe(self) -> tuple[str, str]:
         """Where the state and where the checkpoints are, without secrets."""
@@ -546,7 +550,7 @@ class StateStore(StateFactory):
         self._closed = True
         try:
             if self._backend.durable and self._failure is None:
-                self._apply_and_wait()
+                self._applier.finish()
         finally:
             self.release()
 
@@ -555,7 +559,7 @@ class StateStore(StateFactory):
         self._closed = True
         if self._snapshots is not None:
             self._snapshots.close()
-        self._flusher.shutdown(wait=True)
+        self._applier.close()
         self._log.close()
         self._backend.close()
         if self._lock is not None:

@@ -26,7 +26,7 @@ from statestore.backend import Backend, BackendContext, Batch
 from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError
 from statestore.io import Storage
-from statestore.keys import group_of_entry
+from statestore.keys import group_start
 from statestore.segment import BlockCache, SegmentReader, SegmentWriter, merged
 from statestore.types import Attempt, Epoch
 from statestore.units import Size
@@ -75,8 +75,9 @@ class FilesystemBackend(Backend):
 
     durable = True
 
-    def __init__(self, storage: Storage, attempt: Attempt, options: FilesystemOptions):
+    def __init__(self, storage: Storage, attempt: Attempt, max_parallelism: int, options: FilesystemOptions):
         self._storage, self._attempt, self._options = storage, attempt, options
+        self._max_parallelism = max_parallelism
         self._cache = BlockCache(options.block_cache)
         self._lock = threading.Lock()
         self._scans = 0
@@ -105,7 +106,7 @@ class FilesystemBackend(Backend):
             raise ConfigError(
                 "the filesystem backend needs a place", key="state.filesystem.url", hint="give a path or fsspec URL"
             )
-        return cls(storage, context.attempt, options)
+        return cls(storage, context.attempt, context.max_parallelism, options)
 
     @classmethod
     def options_from_url(cls, url: str) -> dict[str, Any]:
@@ -233,6 +234,11 @@ class FilesystemBackend(Backend):
         while len(self._runs()) > self._options.segments_max:
             self._merge_some()
 
+    def bulk_load(self, entries: Iterator[tuple[bytes, bytes]]) -> None:
+        """Write one run of segments, however many they are."""
+        self._check_open()
+        self._write_manifest([*self._segments, *self._store(entries)], self._epoch)
+
     def _runs(self) -> list[list[tuple[_SegmentEntry, SegmentReader | None]]]:
         """The segments, those together that were written together: a large state is many segments however it is merged."""
         return [list(run) for _, run in groupby(self._segments, key=lambda segment: segment[0].run)]
@@ -281,11 +287,17 @@ class FilesystemBackend(Backend):
         return self._epoch
 
     def clear(self, key_groups: range) -> None:
-        """Set the marker to 0, then write what remains anew."""
+        """Set the marker to 0, then write what remains anew; what is cleared is not read."""
         self._check_open()
         self._write_manifest(list(self._segments), Epoch(0))
         try:
-            remaining = self._store(item for item in self.scan(b"", None) if group_of_entry(item[0]) not in key_groups)
+            kept = (range(key_groups.start), range(key_groups.stop, self._max_parallelism))
+            remaining = self._store(
+                entry
+                for groups in kept
+                if groups
+                for entry in self.scan(group_start(groups.start), group_start(groups.stop))
+            )
         except CorruptionError as error:
             # Only what is to be cleared may be unreadable; with all of it cleared, nothing is lost.
             logger.error("%s; dropped with the rest of the state, which is about to be restored", error)

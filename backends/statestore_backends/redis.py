@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import redis as driver
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from statestore.backend import Backend, BackendContext, Batch
+from statestore.backend import Backend, BackendContext, Batch, next_piece
 from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, FencedError, StateStoreError, UnavailableError
 from statestore.io import redacted
@@ -36,6 +37,8 @@ from statestore.units import Duration
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 KEYS_PER_READ = 2000
+LOAD_ENTRIES = 50_000
+LOAD_BYTES = 4 << 20
 
 _MARKER = ("epoch", "owner", "opening")
 
@@ -84,7 +87,7 @@ local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
 if owner > tonumber(ARGV[1]) then return owner end
 if owner == tonumber(ARGV[1]) and redis.call('HGET', KEYS[2], 'opening') ~= ARGV[3] then return owner end
 redis.call('HSET', KEYS[2], 'owner', ARGV[1], 'opening', ARGV[3], 'epoch', '0')
-if ARGV[2] == '1' then redis.call('DEL', KEYS[1], KEYS[3]) end
+if ARGV[2] == '1' then redis.call('UNLINK', KEYS[1], KEYS[3]) end
 return 0
 """
 
@@ -225,7 +228,7 @@ class RedisBackend(Backend):
         return found
 
     def apply(self, batch: Batch, epoch: Epoch) -> None:
-        """All groups in one transaction; those without a change get the marker."""
+        """All groups in one transaction; those without a change get the marker, when it moves."""
         self._connection()
         groups = self._groups
         for group in groups.values():
@@ -243,6 +246,8 @@ class RedisBackend(Backend):
                     group.indexed += (b"0", key)
         calls = []
         for group in groups.values():
+            if epoch == self._epoch and not (group.pairs or group.deleted):
+                continue
             counts = [len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
             head: list[Any] = [self._attempt, epoch, self._epoch, *counts, self._opening]
             arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
@@ -252,6 +257,30 @@ class RedisBackend(Backend):
         with _Translated(self._place):
             self._run_all(_APPLY, calls)
         self._epoch = epoch
+
+    def bulk_load(self, entries: Iterator[tuple[bytes, bytes]]) -> None:
+        """Plain writes of one group after the other, many in a transaction that fails when a newer owner has come."""
+        self._connection()
+        for number, of_group in groupby(entries, key=lambda entry: entry[0][0] << 8 | entry[0][1]):
+            while piece := next_piece(of_group, entries_max=LOAD_ENTRIES, bytes_max=LOAD_BYTES):
+                with _Translated(self._place):
+                    self._load(self._groups[number], piece)
+
+    def _load(self, group: _Group, piece: list[tuple[bytes, bytes]]) -> None:
+        indexed = [key for key, _ in piece if _has_sub_key(key)]
+        with self._connection().pipeline(transaction=True) as pipeline:
+            pipeline.watch(group.marker)
+            self._check_markers([pipeline.hmget(group.marker, *_MARKER)], Epoch(0))
+            pipeline.multi()
+            for first in range(0, len(piece), KEYS_PER_READ):
+                pipeline.execute_command("HSET", group.data, *chain.from_iterable(piece[first : first + KEYS_PER_READ]))
+            for first in range(0, len(indexed), KEYS_PER_READ):
+                pipeline.zadd(group.index, dict.fromkeys(indexed[first : first + KEYS_PER_READ], 0))
+            try:
+                pipeline.execute()
+            except driver.WatchError:
+                self._check_markers([self._connection().hmget(group.marker, *_MARKER)], Epoch(0))
+                raise
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """One collection through its sorted set, page by page; a wider range group by group, sorted here."""

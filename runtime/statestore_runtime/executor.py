@@ -27,11 +27,20 @@ from statestore.clock import Clock, SystemClock
 from statestore.config import Config
 from statestore.errors import CorruptionError, IncompatibleStateError, StateStoreError, UnavailableError
 from statestore.opening import open_store
+from statestore.progress import RestoreProgress
 from statestore.store import StateStore
 from statestore_runtime.coordinator import CheckpointCoordinator
 from statestore_runtime.functions import UserCodeError
 from statestore_runtime.job import Job
-from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed, Finished, Message, Progress, Started
+from statestore_runtime.messages import (
+    CheckpointCompleted,
+    CheckpointFailed,
+    Finished,
+    Message,
+    Progress,
+    Restoring,
+    Started,
+)
 from statestore_runtime.operators import KeyedOperator, ProcessOperator, SinkOperator, SourceOperator
 from statestore_runtime.sinks import FileSink, Sink, SinkContext
 from statestore_runtime.sources import SourceContext
@@ -126,7 +135,9 @@ class _Execution:
     def open(self, cleanup: ExitStack, restore: str | None, run: str) -> None:
         """Open everything, from state to sources; `cleanup` closes what was opened."""
         config, clock = self._config, self._clock
-        self._store = open_store(config, self._job.name, restore=restore, run=run, clock=clock)
+        self._store = open_store(
+            config, self._job.name, restore=restore, run=run, clock=clock, on_restore_progress=self._tell_restoring
+        )
         cleanup.callback(self._store.close)
         meta = self._store.restored.meta if self._store.restored is not None else {}
         self._check_uids(meta)
@@ -185,6 +196,18 @@ class _Execution:
         if restored is None:
             return SinkContext(job, attempt)
         return SinkContext(job, attempt, False, tuple(restored["transactions"]), restored["snapshot"])
+
+    def _tell_restoring(self, progress: RestoreProgress) -> None:
+        self._emit(
+            Restoring(
+                job=self._job.name,
+                bytes_done=progress.bytes_done,
+                bytes_total=progress.bytes_total,
+                entries=progress.entries,
+                seconds=progress.seconds,
+                eta_seconds=progress.eta_seconds,
+            )
+        )
 
     def _tell_started(self) -> None:
         store = self._store
@@ -251,6 +274,9 @@ class _Execution:
             self._clock.sleep(min(left, PROGRESS_SECONDS))
 
     def _tell_progress(self, now: float) -> None:
+        hydration = self._store.hydration
+        if hydration is not None:
+            self._tell_restoring(hydration)
         self._emit(
             Progress(
                 events=self._events,

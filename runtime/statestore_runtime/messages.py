@@ -25,6 +25,18 @@ class Heartbeat(Message, tag="heartbeat", kw_only=True, frozen=True):
     """The worker lives, though it may have nothing to tell."""
 
 
+class Restoring(Message, tag="restoring", kw_only=True, frozen=True):
+    """How far the restoring of the job's state is: before it has started or, when it is restored lazily, while it runs."""
+
+    job: str
+    bytes_done: int
+    bytes_total: int
+    entries: int
+    seconds: float
+    eta_seconds: float | None
+    """What is probably left, None while that can't be told."""
+
+
 class Started(Message, tag="started", kw_only=True, frozen=True):
     """The job has opened its state and begins to read."""
 
@@ -109,7 +121,16 @@ class Restarting(Message, tag="restarting", kw_only=True, frozen=True):
 
 
 AnyMessage = (
-    Loaded | Heartbeat | Started | Progress | CheckpointCompleted | CheckpointFailed | Finished | Failed | Restarting
+    Loaded
+    | Heartbeat
+    | Restoring
+    | Started
+    | Progress
+    | CheckpointCompleted
+    | CheckpointFailed
+    | Finished
+    | Failed
+    | Restarting
 )
 
 _encoder = msgspec.json.Encoder()

@@ -88,6 +88,11 @@ class BaseEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segments"):
         """Bytes of all segments."""
         return sum(segment.size for segment in self.segments)
 
+    @property
+    def entries(self) -> int:
+        """Number of entries in all segments."""
+        return sum(segment.entries for segment in self.segments)
+
     def files(self) -> list[FileEntry]:
         """The segments."""
         return list(self.segments)
@@ -105,6 +110,11 @@ class InheritedBase(msgspec.Struct, frozen=True, kw_only=True, tag="inherited"):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files())
+
+    @property
+    def entries(self) -> int:
+        """Number of entries in the bases of the parts."""
+        return sum(part.base.entries for part in self.parts if part.base is not None)
 
     def files(self) -> list[FileEntry]:
         """The files of the parts."""

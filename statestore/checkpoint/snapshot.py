@@ -25,6 +25,7 @@ from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.upload import upload_base, upload_deltas
 from statestore.clock import Clock
 from statestore.errors import StateStoreError, UnavailableError
+from statestore.hydration import is_hydrating
 from statestore.metrics import StoreMetrics
 from statestore.stamp import is_stamp
 from statestore.sweep import Sweep
@@ -146,7 +147,7 @@ class SnapshotChain:
         self._base: Base | None = recovered.base
         self._deltas = recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
-        self.newest_id = checkpoints.latest() or CheckpointId(0)
+        self.newest_id = recovered.newest_id
         """Number of the newest checkpoint in the storage, 0 when there is none."""
         self.covered_epoch = recovered.checkpoint_epoch if recovered.base or recovered.deltas else Epoch(0)
         """Epoch of the last complete checkpoint that the next one continues, 0 when there is none."""
@@ -218,8 +219,10 @@ class SnapshotChain:
             if not pending.decide():
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
             manifest = self._checkpoints.complete_next(manifest)
-            self._checkpoints.collect_quietly(self._settings.num_retained)
-            claimed = settle_claim(manifest, self._settings.num_retained, self._checkpoints)
+            claimed = manifest.claimed
+            if not is_hydrating(self._backend):  # or files that are still to be read could go
+                self._checkpoints.collect_quietly(self._settings.num_retained)
+                claimed = settle_claim(manifest, self._settings.num_retained, self._checkpoints)
         return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun, claimed)
 
     def completed(self, info: CheckpointInfo) -> Epoch:
@@ -237,7 +240,7 @@ class SnapshotChain:
     @property
     def wants_base(self) -> bool:
         """Whether the deltas have outgrown the base."""
-        if self._making_base is not None:
+        if self._making_base is not None or is_hydrating(self._backend):
             return False
         if isinstance(self._base, InheritedBase):
             return True  # so that what other stores have left can go

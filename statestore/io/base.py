@@ -15,6 +15,9 @@ class Storage(ABC):
     url: str
     """Where the root is, without secrets: for messages and manifests."""
 
+    durable = True
+    """Whether the objects outlive the process."""
+
     @abstractmethod
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Bytes of `name` from `start`, at most `length` of them. Raises FileNotFoundError when there is no such object."""

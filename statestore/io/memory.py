@@ -28,6 +28,8 @@ class MemoryAppender:
 class MemoryStorage(AppendStorage):
     """Objects in this process's memory, for stores that need not outlive it."""
 
+    durable = False
+
     def __init__(self, url: str = "memory:"):
         self.url = url
         self.objects: dict[str, bytes] = {}

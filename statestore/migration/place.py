@@ -21,7 +21,7 @@ from statestore.copying import Source, source_of
 from statestore.errors import CheckpointNotFoundError, UsageError
 from statestore.io import OpenStorage, local_path, open_storage, redacted
 from statestore.opening import Parts, claim_parts, keyring, log_storage, resolved
-from statestore.recovery import Recovered, Recovery
+from statestore.recovery import Loader, Recovered, Recovery
 from statestore.types import CheckpointId
 from statestore.wal.log import stored_header
 
@@ -90,10 +90,13 @@ def open_source(place: Place, stack: ExitStack, clock: Clock) -> tuple[Source, s
     config = with_parallelism(config, stored_parallelism(config, root, place.job))
     parts = claim_parts(config, place.job, root=root, clock=clock)
     stack.callback(parts.release)
+    parallelism = config.state_recovery.parallelism
+    loader = Loader(parts.backend, parts.key_groups, clock, lazy=False, parallelism=parallelism, on_progress=None)
     recovered = Recovery(
         parts.backend,
         parts.log,
         parts.checkpoints,
+        loader,
         max_parallelism=config.state.max_parallelism,
         key_groups=parts.key_groups,
         restore="latest",

@@ -29,13 +29,13 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from statestore.backend import Backend
+from statestore.backend import Backend, SupportsBulkLoad
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError, StateStoreError
 from statestore.keys import EntryKeys, group_of_entry, group_start, prefix_end
 from statestore.types import Attempt, Epoch
@@ -256,6 +256,78 @@ class BackendConformance:
         backend.apply({self.key("b"): b"2"}, Epoch(1))
         assert self.content(backend) == {self.key("b"): b"2"}
         assert backend.applied_epoch() == 1
+
+    # Filling at once, where the backend offers it
+
+    def test_a_bulk_load_is_what_batches_would_have_made(self, open_backend: OpenBackend) -> None:
+        """With the marker at 0 until the next batch, after which both survive; nothing of before the clearing comes back."""
+        backend = open_backend()
+        if not isinstance(backend, SupportsBulkLoad):
+            return
+        backend.apply({self.key("gone"): b"1", self.key("gone", b"\0s"): b"2"}, Epoch(3))
+        backend.clear(range(self.max_parallelism))
+        entries = {self.key(f"k{n}", sub): b"%d" % n * (n % 50) for n in range(2000) for sub in (b"", b"\0a", b"\0b")}
+        backend.bulk_load(iter(sorted(entries.items())))
+        assert backend.applied_epoch() == 0
+        assert self.content(backend) == entries
+        assert backend.get_many(list(entries)) == list(entries.values())
+        prefix = self.key("k7", b"\0")
+        assert [key for key, _ in backend.scan(prefix, prefix_end(prefix))] == [prefix + b"a", prefix + b"b"]
+        backend.apply({self.key("k7"): None, self.key("k7", b"\0a"): None, self.key("new"): b"n"}, Epoch(9))
+        backend.persist()
+        backend.close()
+        again = open_backend(attempt=2)
+        expected = {**entries, self.key("new"): b"n"}
+        del expected[self.key("k7")], expected[self.key("k7", b"\0a")]
+        assert self.content(again) == (expected if again.durable else {})
+        assert again.applied_epoch() == (9 if again.durable else 0)
+
+    def test_a_bulk_load_of_nothing(self, backend: Backend) -> None:
+        """Is an empty backend."""
+        if not isinstance(backend, SupportsBulkLoad):
+            return
+        backend.clear(range(self.max_parallelism))
+        backend.bulk_load(iter(()))
+        assert self.content(backend) == {}
+        assert backend.applied_epoch() == 0
+
+    def test_a_bulk_load_that_fails_can_be_done_again(self, open_backend: OpenBackend) -> None:
+        """What the entries raise comes through, and the place is not taken for whole, also by another opening."""
+        backend = open_backend()
+        if not isinstance(backend, SupportsBulkLoad):
+            return
+        entries = sorted((self.key(f"k{n}"), b"v%d" % n) for n in range(3000))
+
+        def broken() -> Iterator[tuple[bytes, bytes]]:
+            yield from entries[:2000]
+            raise CorruptionError("x", "the source is damaged")
+
+        backend.apply({self.key("old"): b"1"}, Epoch(3))
+        backend.clear(range(self.max_parallelism))
+        with pytest.raises(CorruptionError, match="the source is damaged"):
+            backend.bulk_load(broken())
+        assert backend.applied_epoch() == 0
+        backend.close()
+        again = open_backend(attempt=2)
+        assert again.applied_epoch() == 0
+        again.clear(range(self.max_parallelism))
+        assert isinstance(again, SupportsBulkLoad)
+        again.bulk_load(iter(entries))
+        assert self.content(again) == dict(entries)
+
+    def test_a_bulk_load_of_an_older_attempt_is_fenced(self, open_backend: OpenBackend) -> None:
+        """What a zombie loads does not get into the owner's state."""
+        if not (self.fenced and type(open_backend()).durable):
+            return
+        zombie = open_backend(attempt=Attempt(2))
+        if not isinstance(zombie, SupportsBulkLoad):
+            return
+        zombie.clear(range(self.max_parallelism))
+        owner = open_backend(attempt=Attempt(3))
+        owner.clear(range(self.max_parallelism))
+        with pytest.raises(FencedError):
+            zombie.bulk_load(iter([(self.key("a"), b"zombie")]))
+        assert self.content(owner) == {}
 
     # Life
 

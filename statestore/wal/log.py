@@ -32,6 +32,7 @@ from statestore.wal.record import (
 
 SUFFIX = ".log"
 SEGMENT_MAX_BYTES = 64 << 20
+RECOVERED_MAX_BYTES = 256 << 20
 HEADER_MAX_BYTES = 64 << 10
 
 
@@ -80,6 +81,13 @@ class Log:
         self._digest = hashlib.sha256()
         self._size = 0
         self._last_epoch = Epoch(0)
+        self._recovered: dict[int, SegmentContent] = {}
+        """What `recover` has read, by sequence, so that `groups` need not read it again."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether it outlives the process."""
+        return self._storage.durable
 
     # Recovery
 
@@ -106,6 +114,14 @@ class Log:
                 # Also when nothing is cut off: what was read may not have reached the disk yet, and the next segment will build on it.
                 self._storage.truncate(name, content.valid_size)
             self.sealed.append(_sealed(content))
+            self._remember(content)
+
+    def _remember(self, content: SegmentContent) -> None:
+        """Keep the newest segments' contents, which are those that are asked for, within `RECOVERED_MAX_BYTES`."""
+        self._recovered[content.header.sequence] = content
+        total = sum(kept.valid_size for kept in self._recovered.values())
+        while total > RECOVERED_MAX_BYTES and len(self._recovered) > 1:
+            total -= self._recovered.pop(next(iter(self._recovered))).valid_size
 
     def _check_chain(self, name: str, content: SegmentContent) -> None:
         header = content.header
@@ -136,9 +152,11 @@ class Log:
         """Committed epochs greater than `after` in the sealed segments, ascending. Raises CorruptionError."""
         for segment in self.sealed:
             if segment.last_epoch > after:
-                name = segment_name(segment.sequence)
-                content = read_segment(self._storage.read(name), self._file(name), tail_may_be_torn=False)
-                assert content is not None
+                content = self._recovered.pop(segment.sequence, None)
+                if content is None:
+                    name = segment_name(segment.sequence)
+                    content = read_segment(self._storage.read(name), self._file(name), tail_may_be_torn=False)
+                    assert content is not None
                 yield from (group for group in content.groups if group.epoch > after)
 
     def keep_to(self, sequence: int) -> None:
@@ -160,6 +178,7 @@ class Log:
         """Go on behind `epoch`: the next segment will be number `sequence` and name `previous` as the one before."""
         self._attempt, self._last_epoch = attempt, epoch
         self._next = (sequence, previous)
+        self._recovered.clear()
 
     # Writing
 

@@ -69,6 +69,24 @@ def test_a_server_that_comes_back_empty(opened, server, tmp_path):
         again.wait()
 
 
+def test_an_owner_that_comes_in_the_middle_of_a_bulk_load(opened, redis_url, monkeypatch):
+    """After the loader has looked for one, and before it writes."""
+    zombie, owners = opened(redis_url), []
+    zombie.clear(range(GROUPS))
+    check = zombie._check_markers
+
+    def checked(*arguments):
+        check(*arguments)
+        if not owners:
+            owners.append(opened(redis_url, attempt=2))
+            owners[0].clear(range(GROUPS))
+
+    monkeypatch.setattr(zombie, "_check_markers", checked)
+    with pytest.raises(FencedError):
+        zombie.bulk_load(iter(sorted(batch(b"zombie").items())))
+    assert list(owners[0].scan(b"", None)) == []
+
+
 @pytest.mark.parametrize("group", [0, 5])
 def test_a_single_key_group_that_is_lost(opened, redis_url, group):
     backend = opened(redis_url)
@@ -238,7 +256,7 @@ def test_a_job_that_lost_a_key_group_restores_its_state(places, redis_url, lost)
                     store.set_current_key(name)
                     handles(store)["value"].update(number)
                 store.checkpoint()
-                store._apply_and_wait()
+                store._applier.finish()
                 before = before or {key: client.dump(key) for key in client.scan_iter("*:5}*")}
             expected = content(store, names)
             store.close()

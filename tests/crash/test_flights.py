@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -31,9 +32,12 @@ BUSY = [
     "restart.delay=0",
 ]
 RECOVERY_POINTS = [name for name in crashpoints.NAMES if name.startswith("recovery.")]
+HYDRATION_POINTS = [name for name in crashpoints.NAMES if name.startswith("hydration.")]
 OFFLINE = ("savepoint.", "claim.", "migrate.")  # see test_copies.py
 POINTS = [
-    name for name in crashpoints.NAMES if name not in (*RECOVERY_POINTS, "job.batch") and not name.startswith(OFFLINE)
+    name
+    for name in crashpoints.NAMES
+    if name not in (*RECOVERY_POINTS, *HYDRATION_POINTS, "job.batch") and not name.startswith(OFFLINE)
 ]
 
 
@@ -96,6 +100,23 @@ def test_killed_while_it_recovers(tmp_path, places, some_flights, backend, point
     assert (ended.code, token.exists()) == (11, False), ended.err
     token, variables = armed(tmp_path, f"{point}#1")
     ended = run(places, backend, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
+    assert not token.exists(), "it was not killed"
+    assert ended.code == 0, ended.err
+    check_output(tmp_path, flights.expected(80_000))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("point", HYDRATION_POINTS)
+def test_killed_while_its_state_is_copied(tmp_path, places, some_flights, backend, point):
+    """The local state is lost; the job works on its checkpoint at once, dies again, and its worker is restarted."""
+    token, variables = armed(tmp_path, "job.batch#170")
+    ended = run(places, backend, "-D", "restart.type=none", cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
+    assert (ended.code, token.exists()) == (11, False), ended.err
+    for lost in ("log", backend):
+        shutil.rmtree(tmp_path / "local" / "flights" / lost, ignore_errors=True)
+    token, variables = armed(tmp_path, f"{point}#1")
+    lazy = ("--restore", "latest", "-D", "state-recovery.lazy=true")
+    ended = run(places, backend, *lazy, cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
     assert not token.exists(), "it was not killed"
     assert ended.code == 0, ended.err
     check_output(tmp_path, flights.expected(80_000))

@@ -52,17 +52,17 @@ def test_of_two_that_count_alike_the_later_owns_the_state(elsewhere, backend):
     old = here.open(backend, None, dir_here, "state.pending-size=1b")
     number(old, 1)
     old.commit()
-    old._apply_and_wait()
+    old._applier.finish()
     there, dir_there = elsewhere("there")
     new = there.open(backend, "none", dir_there)
     assert (old.attempt, new.attempt) == (1, 1)
     number(old, 2)
     with pytest.raises(FencedError):
         old.commit()
-        old._apply_and_wait()
+        old._applier.finish()
     number(new, 7)
     new.commit()
-    new._apply_and_wait()
+    new._applier.finish()
     assert number(new) == 7
 
 

@@ -61,13 +61,12 @@ def settle(store):
     """Commit and let the background work end, until nothing is left to sweep."""
     for _ in range(40):
         store.commit()
-        if store._flushing is not None:
-            store._flushing.result()
+        store._applier.settle()
         store._clock.advance(11)
 
 
 def stored(store):
-    store._apply_and_wait()
+    store._applier.finish()
     return [key for key, _ in store._backend.scan(b"", None) if not is_stamp(key)]
 
 
@@ -210,8 +209,7 @@ def test_each_commit_removes_a_bounded_number(embedded, clock, backend):
     most = 0
     for _ in range(40):
         store.commit()
-        if store._flushing is not None:
-            store._flushing.result()
+        store._applier.settle()
         clock.advance(11)
         most = max(most, store.metrics.expired_entries - before)
         before = store.metrics.expired_entries

@@ -75,6 +75,8 @@ def test_aliases_and_units(setting, section, field, value):
         ("state.max-parallelism=40000", ["state.max-parallelism", "32768"]),
         ("state.ttl=soon", ["state.ttl", "soon"]),
         ("state.ttl-time=local", ["state.ttl-time", "local", "processing-time, event-time"]),
+        ("state-recovery.lazy=perhaps", ["state-recovery.lazy", "perhaps", "true or false"]),
+        ("state-recovery.parallelism=0", ["state-recovery.parallelism", "less than 1"]),
         ("nonsense", ["nonsense", "key=value"]),
         ("=5", ["key=value"]),
     ],

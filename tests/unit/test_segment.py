@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from statestore.errors import CorruptionError
 from statestore.io import MemoryStorage
-from statestore.segment import BlockCache, SegmentReader, SegmentWriter
+from statestore.segment import BlockCache, SegmentReader, SegmentWriter, merged
 
 ENTRIES = {b"%05d" % n: None if n % 7 == 0 else b"value %d" % n * (n % 5) for n in range(0, 900, 3)}
 
@@ -76,3 +76,11 @@ def test_keys_must_ascend():
     for key in (b"b", b"a"):
         with pytest.raises(AssertionError):
             writer.add(key, b"")
+
+
+@given(st.lists(st.dictionaries(st.binary(max_size=2), st.none() | st.integers()), max_size=5))
+def test_merged_scans(layers):
+    expected = {}
+    for layer in reversed(layers):
+        expected |= layer
+    assert list(merged([iter(sorted(layer.items())) for layer in layers])) == sorted(expected.items())

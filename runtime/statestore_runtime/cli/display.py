@@ -12,7 +12,15 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed, Message, Progress, Restarting, Started
+from statestore_runtime.messages import (
+    CheckpointCompleted,
+    CheckpointFailed,
+    Message,
+    Progress,
+    Restarting,
+    Restoring,
+    Started,
+)
 from statestore_runtime.supervisor import Outcome
 
 LINE_SECONDS = 5.0
@@ -40,6 +48,7 @@ class Display:
         self._started: Started | None = None
         self._last: Progress | None = None
         self._rate = 0.0
+        self._restoring = ""
         self._next_line = time.monotonic() + LINE_SECONDS
 
     def __enter__(self) -> Display:
@@ -59,10 +68,12 @@ class Display:
             return
         match message:
             case Started():
-                self._started = message
+                self._started, self._restoring = message, ""
                 self._last = Progress(events=message.events, seconds=0.0, checkpoints=0, state_bytes=0)
                 self._rate = 0.0
                 self._say(_beginning(message))
+            case Restoring():
+                self._show_restoring(message)
             case Progress():
                 self._show_progress(message)
             case CheckpointCompleted() if self._live is None:
@@ -71,7 +82,17 @@ class Display:
             case CheckpointFailed(reason=reason):
                 self._say(f"a checkpoint failed: {reason}")
             case Restarting(reason=reason, restart=restart, delay_seconds=delay):
+                self._started = None
                 self._say(f"{reason}; restart {restart} in {delay:g} s")
+
+    def _show_restoring(self, restoring: Restoring) -> None:
+        share = restoring.bytes_done / max(restoring.bytes_total, 1)
+        left = "" if restoring.eta_seconds is None else f", {restoring.eta_seconds:.0f} s left"
+        what = f"restored {share:.0%} of {size(restoring.bytes_total)}{left}"
+        if self._started is None:
+            self._show_line(f"{restoring.job}  {what}, {restoring.entries:,} entries, {restoring.seconds:.0f} s")
+        else:  # the job runs meanwhile: its own line says it
+            self._restoring = f"  {what}"
 
     def _show_progress(self, progress: Progress) -> None:
         if self._last is not None and progress.seconds > self._last.seconds:
@@ -81,8 +102,13 @@ class Display:
         name = self._started.job if self._started is not None else "job"
         line = (
             f"{name}  {progress.events:,} events  {self._rate:,.0f} events/s  {progress.checkpoints} checkpoints  "
-            f"state {size(progress.state_bytes)}  {progress.seconds:.0f} s"
+            f"state {size(progress.state_bytes)}  {progress.seconds:.0f} s{self._restoring}"
         )
+        self._restoring = ""
+        self._show_line(line)
+
+    def _show_line(self, line: str) -> None:
+        """Show how things stand: live, or now and then."""
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() >= self._next_line:
