@@ -12,7 +12,7 @@ from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint
 from statestore.collection_state import ListState, MapState
 from statestore.compatibility import StateReport, check_checkpoint
-from statestore.config import Config, load_config
+from statestore.config import Config, EncryptionConfig, load_config
 from statestore.errors import (
     AlreadyExistsError,
     CheckpointNotFoundError,
@@ -33,6 +33,9 @@ from statestore.migration.migrate import MigrationReport, migrate
 from statestore.migration.place import Place
 from statestore.opening import open, open_store
 from statestore.progress import RestoreProgress
+from statestore.reading.diff import Change, Diff, diff
+from statestore.reading.reader import StateReader, read
+from statestore.reading.state import StateInfo, StoredState
 from statestore.state import AggregateFunction, AggregatingState, ReducingState, ValueState
 from statestore.store import Restored, StateStore
 from statestore.timers import Timers
@@ -44,6 +47,7 @@ __all__ = [
     "AggregateFunction",
     "AggregatingState",
     "Attempt",
+    "Change",
     "CheckpointId",
     "CheckpointInfo",
     "CheckpointNotFoundError",
@@ -51,6 +55,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "CorruptionError",
+    "Diff",
+    "EncryptionConfig",
     "EncryptionKeyError",
     "Epoch",
     "FencedError",
@@ -67,20 +73,25 @@ __all__ = [
     "RestoreProgress",
     "Restored",
     "SavepointInfo",
+    "StateInfo",
     "StateMigrationError",
+    "StateReader",
     "StateReport",
     "StateStore",
     "StateStoreError",
+    "StoredState",
     "TimeToLive",
     "Timers",
     "UnavailableError",
     "UsageError",
     "ValueState",
     "complete_parts",
+    "diff",
     "check_checkpoint",
     "load_config",
     "migrate",
     "open",
     "open_store",
+    "read",
     "split_key_groups",
 ]

@@ -46,6 +46,18 @@ def _chunks(length: int) -> int:
     return -(-length // CHUNK_ELEMENTS)
 
 
+def split_chunk(stored: bytes, state: str) -> tuple[list[int], int, bytes]:
+    """Ages, if there are any, schema version and payload of a list's chunk. Raises CorruptionError."""
+    version, payload = open_envelope(stored, state)
+    if not stored[0] & 3:
+        return [], version, payload
+    try:
+        length, offset = read_varint(payload, 0)
+        return _unpack_ages(payload[offset : offset + length]), version, payload[offset + length :]
+    except (msgspec.MsgspecError, IndexError) as error:
+        raise CorruptionError(f"state '{state}'", f"a stored list can't be read: {error}") from error
+
+
 class _Collections(State[T]):
     """What lists and maps share: they are weighed by their elements, and the large ones are not kept whole."""
 
@@ -161,14 +173,7 @@ class ListState(_Collections[T]):
 
     def _split_chunk(self, stored: bytes) -> tuple[list[int], list[Any]]:
         """Ages, if there are any, and elements of a chunk. Raises CorruptionError."""
-        version, payload = open_envelope(stored, self.name)
-        ages: list[int] = []
-        if stored[0] & 3:
-            try:
-                length, offset = read_varint(payload, 0)
-                ages, payload = _unpack_ages(payload[offset : offset + length]), payload[offset + length :]
-            except (msgspec.MsgspecError, IndexError) as error:
-                raise CorruptionError(f"state '{self.name}'", f"a stored list can't be read: {error}") from error
+        ages, version, payload = split_chunk(stored, self.name)
         return ages, self._codec.decode_stored_many(payload, version, self.name)
 
     def _change(self) -> CachedList:

@@ -124,11 +124,7 @@ class ExpiringListState(_Expiring[T], ListState[T]):
 
     def _decode_chunk(self, stored: bytes) -> list[Any]:
         ages, elements = self._split_chunk(stored)
-        newest, since = self.expiry.touched(stored), self.expiry.since_ms
-        if newest is None or newest == since or len(ages) != len(elements):
-            return [(element, newest) for element in elements]
-        times = [newest - age if since is None else max(newest - age, since) for age in ages]
-        return list(zip(elements, times, strict=True))
+        return list(zip(elements, self.expiry.touched_each(stored, ages, len(elements)), strict=True))
 
     def _live_from(self, cached: CachedList) -> int:
         """Index in `items` of the first element that has not expired."""

@@ -104,11 +104,11 @@ class KeyCodec:
         Another type is declared.
     """
 
-    __slots__ = ("_parts", "declared", "decode", "encode", "is_scalar", "name", "runtime_type")
+    __slots__ = ("declared", "decode", "encode", "is_scalar", "name", "parts", "runtime_type")
 
     def __init__(self, declared: Any):
         self.declared = declared
-        self._parts: list[KeyCodec] = []
+        self.parts: list[KeyCodec] = []  # of a tuple's elements or a Struct's fields
         self.runtime_type: type = get_origin(declared) or declared
         self.is_scalar = declared in _SCALARS
         self.encode: KeyEncoder
@@ -120,16 +120,16 @@ class KeyCodec:
         self.encode, self.decode = self._encode_parts, self._decode_parts
         args = get_args(declared)
         if self.runtime_type is tuple and args and Ellipsis not in args:
-            self._parts = [KeyCodec(part) for part in args]
-            self.name = f"tuple[{', '.join(part.name for part in self._parts)}]"
+            self.parts = [KeyCodec(part) for part in args]
+            self.name = f"tuple[{', '.join(part.name for part in self.parts)}]"
         elif isinstance(declared, type) and issubclass(declared, msgspec.Struct):
             if not declared.__struct_config__.frozen:
                 raise UsageError(
                     f"key type {declared.__name__} must be a frozen Struct: class {declared.__name__}(Struct, frozen=True)"
                 )
             hints = typing.get_type_hints(declared)
-            self._parts = [KeyCodec(hints[field]) for field in declared.__struct_fields__]
-            fields = zip(declared.__struct_fields__, self._parts, strict=True)
+            self.parts = [KeyCodec(hints[field]) for field in declared.__struct_fields__]
+            fields = zip(declared.__struct_fields__, self.parts, strict=True)
             self.name = f"{declared.__name__}({', '.join(f'{field}: {part.name}' for field, part in fields)})"
         else:
             raise UsageError(
@@ -140,15 +140,35 @@ class KeyCodec:
         return key if self.runtime_type is tuple else msgspec.structs.astuple(key)
 
     def _encode_parts(self, key: Any) -> bytes:
+        return self._joined(self.parts, self._elements(key))
+
+    def _joined(self, parts: list[KeyCodec], elements: tuple[Any, ...]) -> bytes:
         pieces = []
-        for part, element in zip(self._parts, self._elements(key), strict=True):
+        for part, element in zip(parts, elements, strict=True):
             data = part.encode(element)
             pieces += [length_prefix(data), data]
         return b"".join(pieces)
 
+    def encode_prefix(self, prefix: Any) -> bytes:
+        """What the encoding of every key begins with that begins with `prefix`: part of a str or bytes, or a tuple of the first elements.
+
+        Raises
+        ------
+        UsageError
+            It is none of these, or keys of this type have no beginning.
+        """
+        if self.declared in (str, bytes) and type(prefix) is self.declared:
+            return self.encode(prefix)
+        if self.parts and isinstance(prefix, tuple) and len(prefix) <= len(self.parts):
+            parts = self.parts[: len(prefix)]
+            for part, element in zip(parts, prefix, strict=True):
+                part.check(element)
+            return self._joined(parts, prefix)
+        raise UsageError(f"{prefix!r} is no prefix of keys that are {self.name}")
+
     def _decode_parts(self, data: bytes) -> Any:
         elements, offset = [], 0
-        for part in self._parts:
+        for part in self.parts:
             length, offset = read_varint(data, offset)
             elements.append(part.decode(data[offset : offset + length]))
             offset += length
@@ -160,9 +180,9 @@ class KeyCodec:
             raise UsageError(f"key {key!r} is {type(key).__name__}, the keys of this state are {self.name}")
         if not self.is_scalar:
             elements = self._elements(key)
-            if len(elements) != len(self._parts):
+            if len(elements) != len(self.parts):
                 raise UsageError(f"key {key!r} has {len(elements)} elements, the keys of this state are {self.name}")
-            for part, element in zip(self._parts, elements, strict=True):
+            for part, element in zip(self.parts, elements, strict=True):
                 part.check(element)
 
 

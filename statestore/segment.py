@@ -273,11 +273,16 @@ class SegmentReader:
         """Entries with start <= key < stop (None: to the end), ascending, deleted ones included."""
         index = max(0, bisect_right(self._first_keys, start) - 1)
         while index < len(self._blocks) and (stop is None or self._first_keys[index] < stop):
-            keys, values = self._block(index, keep=False)
+            keys, values = self._block(index, keep=self._is_edge(index, start, stop))
             first = bisect_left(keys, start)
             last = len(keys) if stop is None else bisect_left(keys, stop)
             yield from zip(keys[first:last], values[first:last], strict=True)
             index += 1
+
+    def _is_edge(self, index: int, start: bytes, stop: bytes | None) -> bool:
+        """Whether a scan enters or leaves with this block: a scan of what is before or behind needs it again."""
+        is_last = index + 1 == len(self._blocks) or (stop is not None and self._first_keys[index + 1] >= stop)
+        return self._first_keys[index] < start or (is_last and stop is not None)
 
 
 def merged(scans: Sequence[Iterator[tuple[bytes, V]]]) -> Iterator[tuple[bytes, V]]:

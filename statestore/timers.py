@@ -70,6 +70,11 @@ class _Group:
         return self.is_complete or timer <= self.horizon
 
 
+def split_timer(timer: bytes) -> tuple[float, bytes]:
+    """Time in seconds and encoded key of a timer, which is its time and key as bytes."""
+    return (int.from_bytes(timer[:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000, timer[_TIME_BYTES:]
+
+
 class Timers:
     """Timers of one operator, set and deleted for the current key. The same time for the same key counts once.
 
@@ -160,14 +165,15 @@ class Timers:
             del group.buffer[0]
             group.changes[timer] = False
             self._push_first(number)
-            key = self._scope.decode_key(timer[_TIME_BYTES:])
+            time, encoded = split_timer(timer)
+            key = self._scope.decode_key(encoded)
             self._scope.key = key
-            yield (int.from_bytes(timer[:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000, key
+            yield time, key
 
     def next_time(self) -> float | None:
         """Time of the earliest timer, None when none is set."""
         first = self._first()
-        return None if first is None else (int.from_bytes(first[0][:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000
+        return None if first is None else split_timer(first[0])[0]
 
     def _first(self) -> tuple[bytes, int] | None:
         if not self._is_loaded:

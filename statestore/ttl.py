@@ -22,7 +22,13 @@ from statestore.units import parse_duration
 TimeDomain = Literal["processing-time", "event-time"]
 UpdatePolicy = Literal["on-create-and-write", "on-read-and-write"]
 
-_DOMAINS: dict[str, int] = {"processing-time": PROCESSING_TIME, "event-time": EVENT_TIME}
+_DOMAINS: dict[TimeDomain, int] = {"processing-time": PROCESSING_TIME, "event-time": EVENT_TIME}
+_NAMES = {number: name for name, number in _DOMAINS.items()}
+
+
+def domain_name(number: int) -> TimeDomain | None:
+    """Time domain with a number in envelopes, None for `NO_STAMP`."""
+    return _NAMES.get(number)
 
 
 class TimeToLive(msgspec.Struct, frozen=True):
@@ -115,6 +121,17 @@ class StateClock:
         return Times(self.processing_ms(), self._event_ms)
 
 
+class StoppedClock(StateClock):
+    """Both clocks as they stood at a commit."""
+
+    def __init__(self, times: Times):
+        self.go_on_from(times)
+
+    def processing_ms(self) -> int:
+        """Processing time of the commit."""
+        return self._processing_ms
+
+
 class StoredTtl(msgspec.Struct, frozen=True, array_like=True):
     """What is stored about a state that has, or once had, a time-out."""
 
@@ -122,9 +139,11 @@ class StoredTtl(msgspec.Struct, frozen=True, array_like=True):
     """As in the envelope; `NO_STAMP` when it was switched off."""
     since_ms: int | None
     """When it was switched on; None while event time is not known."""
+    after_ms: int
+    """How long values live; 0 when it was switched off."""
 
 
-SWITCHED_OFF = StoredTtl(NO_STAMP, None)
+SWITCHED_OFF = StoredTtl(NO_STAMP, None, 0)
 
 
 class Expiry:
@@ -140,6 +159,16 @@ class Expiry:
         goes_on = before is not None and before.domain == self.domain
         self.since_ms = before.since_ms if before is not None and goes_on else self.now()
 
+    @classmethod
+    def at(cls, stored: StoredTtl | None, times: Times) -> Expiry | None:
+        """What tells the expired as of a commit, of a state about which this is stored; None when nothing expires."""
+        if stored is None or stored.domain == NO_STAMP:
+            return None
+        ttl = TimeToLive(
+            stored.after_ms / 1000, time="event-time" if stored.domain == EVENT_TIME else "processing-time"
+        )
+        return cls(ttl, StoppedClock(times), stored)
+
     def now(self) -> int | None:
         """Time in the state's domain in milliseconds, None while it is not known."""
         return self._clock.now_ms(self._time)
@@ -148,7 +177,7 @@ class Expiry:
         """What to store; once event time is known, it counts from there."""
         if self.since_ms is None:
             self.since_ms = self.now()
-        return StoredTtl(self.domain, self.since_ms)
+        return StoredTtl(self.domain, self.since_ms, self.ttl_ms)
 
     def touched(self, stored: bytes) -> int | None:
         """When a stored value was last touched, as far as that counts; None when time is not known yet."""
@@ -156,6 +185,13 @@ class Expiry:
         if domain == self.domain and (self.since_ms is None or stamp > self.since_ms):
             return stamp
         return self.since_ms
+
+    def touched_each(self, stored: bytes, ages: list[int], count: int) -> list[int | None]:
+        """The same of each of `count` elements stored together, which are `ages` older than the stamp."""
+        newest, since = self.touched(stored), self.since_ms
+        if newest is None or newest == since or len(ages) != count:
+            return [newest] * count
+        return [newest - age if since is None else max(newest - age, since) for age in ages]
 
     def has_passed(self, touched: int | None, now: int | None) -> bool:
         """Whether what was touched then is expired."""

@@ -228,6 +228,10 @@ class CheckpointStorage:
             raise CorruptionError(f"{self.storage.url}/{name}", f"it is the manifest of {found}, {MOVED}")
         return manifest
 
+    def exists(self, checkpoint_id: CheckpointId) -> bool:
+        """Whether there is such a checkpoint."""
+        return self.storage.exists(self._manifest_name(checkpoint_id))
+
     def retained(self) -> list[CheckpointId]:
         """Numbers of the complete checkpoints, ascending."""
         newest = self.latest()

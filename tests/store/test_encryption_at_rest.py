@@ -12,6 +12,7 @@ from statestore import EncryptionKeyError
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.config import EncryptionConfig
 from statestore.io import Keyring, open_storage
+from tests.command import statestore as command_of
 from tests.conftest import BACKENDS
 from tests.store.stores import Stores, content, handles
 
@@ -242,3 +243,18 @@ def test_copies_of_encrypted_state_are_encrypted(stores, encrypted, rotated, key
     again = Stores(stores._places, f"encryption.key-file={key_files[1]}", job="again")
     assert content(again.open("memory", str(tmp_path / "sp2")), KEYS) == expected
     again.close()
+
+
+def test_encrypted_state_is_read_from_outside_with_its_key(stores, encrypted, key_files, tmp_path):
+    store = stores.open("memory", None, encrypted)
+    fill(store, 0, 40)
+    info = store.checkpoint()
+    with pytest.raises(EncryptionKeyError, match="no key is configured"):
+        statestore.read(info.path)
+    reader = statestore.read(info.path, encryption=EncryptionConfig(key_file=str(key_files[0])))
+    assert reader.state("value").to_dict() == {key: n for n, key in enumerate(KEYS)}
+    shown = command_of("state", "get", info.path, "value", KEYS[7], "-D", encrypted, "--json", cwd=tmp_path)
+    assert shown.json["value"] == 7
+    refused = command_of("state", "get", info.path, "value", KEYS[7], cwd=tmp_path)
+    assert (refused.code, CANARY in refused.err) == (2, False)
+    assert "no key is configured" in refused.err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from statestore_runtime.cli.checkpoint import Dir, Which, find
+from statestore_runtime.cli.find import Dir, Which, find_checkpoint
 from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, config_file_or_default, print_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check(
     settings = load_config(
         file=config_file_or_default(config), overrides=overrides or (), environ=os.environ, defaults=job.defaults
     )
-    checkpoints, manifest = find(which, dir, config, overrides)
+    checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
     path = checkpoints.path_of(manifest.checkpoint_id)
     opener = checkpoints.open_storage
     reports = check_job(job, path, allow_pickle=settings.state.allow_pickle, open_storage=opener)

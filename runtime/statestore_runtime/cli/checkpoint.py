@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, config_file_or_default, print_json
+from statestore_runtime.cli.find import Dir, Which, checkpoints_folder, find_checkpoint
+from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, print_json
 
 if TYPE_CHECKING:
-    from statestore.checkpoint.manifest import Manifest
     from statestore.checkpoint.storage import CheckpointStorage
-    from statestore.config import Config
-    from statestore.io import OpenStorage, Storage
 
 app = typer.Typer(
     help="Look at checkpoints, and check them.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -27,18 +22,6 @@ app = typer.Typer(
 
 UNLIMITED_WIDTH = 100_000
 """Of lines that no terminal cuts: each row stays one line."""
-
-Dir = Annotated[
-    str | None,
-    typer.Option("--dir", metavar="URL", help="Folder or URL of the checkpoints; default as the configuration says."),
-]
-Which = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATH|JOB",
-        help="A checkpoint's path <dir>/<job>/chk-<n>, a savepoint's folder, or a job, for its newest checkpoint.",
-    ),
-]
 
 
 @app.command("list")
@@ -54,7 +37,7 @@ def list_(
     from statestore.checkpoint.storage import CheckpointStorage
     from statestore.errors import CheckpointNotFoundError
 
-    storage = _storage(dir, *_opener(config, overrides))
+    storage, _ = checkpoints_folder(dir, config, overrides)
     jobs = [job] if job is not None else CheckpointStorage.jobs(storage)
     rows: list[dict[str, Any]] = []
     for name in jobs:
@@ -78,7 +61,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show what a checkpoint consists of."""
-    checkpoints, manifest = find(which, dir, config, overrides)
+    checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
     if json:
         sums = {"epoch": manifest.epoch, "uploaded_bytes": manifest.uploaded_bytes, "total_bytes": manifest.total_bytes}
         print_json({"path": checkpoints.path_of(manifest.checkpoint_id), **sums, **msgspec.to_builtins(manifest)})
@@ -109,7 +92,7 @@ def verify(
     """Read every file of a checkpoint and compare it with its hash; exit code 4 when one is damaged."""
     from statestore.errors import CorruptionError
 
-    checkpoints, manifest = find(which, dir, config, overrides)
+    checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
     path, problems = checkpoints.path_of(manifest.checkpoint_id), checkpoints.verify(manifest)
     files = len(manifest.files())
     if json:
@@ -130,53 +113,13 @@ def keys(
     debug: Debug = False,
 ) -> None:
     """Show which keys the files of a checkpoint are encrypted with."""
-    checkpoints, manifest = find(which, dir, config, overrides)
+    checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
     found = checkpoints.key_ids(manifest)
     if json:
         print_json({"path": checkpoints.path_of(manifest.checkpoint_id), "keys": found})
         return
     for key_id, files in Counter(found.values()).items():
         sys.stdout.write(f"{key_id or 'not encrypted'}  {files} file{'s' * (files != 1)}\n")
-
-
-def _opener(config: str | None, overrides: list[str] | None) -> tuple[Config, OpenStorage]:
-    """The configuration, and what opens places with its keys."""
-    from statestore.config import load_config
-    from statestore.io import open_storage
-    from statestore.opening import keyring
-
-    settings = load_config(file=config_file_or_default(config), overrides=overrides or (), environ=os.environ)
-    return settings, partial(open_storage, keys=keyring(settings))
-
-
-def _storage(dir: str | None, settings: Config, opener: OpenStorage) -> Storage:
-    from statestore.errors import CheckpointNotFoundError
-    from statestore.io import local_path
-    from statestore.opening import checkpoint_dir
-
-    place = dir or checkpoint_dir(settings)
-    folder = local_path(place)
-    if folder is not None and not Path(folder).is_dir():
-        raise CheckpointNotFoundError(place, "there is no such folder", hint="say where with --dir")
-    return opener(place)
-
-
-def find(
-    which: str, dir: str | None, config: str | None, overrides: list[str] | None
-) -> tuple[CheckpointStorage, Manifest]:
-    """The checkpoint or savepoint that an argument names. Raises CheckpointNotFoundError."""
-    from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
-    from statestore.errors import CheckpointNotFoundError
-
-    settings, opener = _opener(config, overrides)
-    if "/" in which:
-        checkpoints, number = locate_checkpoint(which, open_storage=opener)
-        return checkpoints, checkpoints.load(number)
-    checkpoints = CheckpointStorage(_storage(dir, settings, opener), which, opener)
-    newest = checkpoints.latest()
-    if newest is None:
-        raise CheckpointNotFoundError(checkpoints.url, "there is no checkpoint")
-    return checkpoints, checkpoints.load(newest)
 
 
 def _row(checkpoints: CheckpointStorage, number: Any) -> dict[str, Any]:

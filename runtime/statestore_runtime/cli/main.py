@@ -1,8 +1,8 @@
 """`statestore`: the command line, and what its exit codes mean.
 
 0 done · 1 internal error · 2 wrong usage or configuration · 3 something outside is unavailable · 4 corrupt files · 5 state does not fit
-the program · 6 a newer attempt owns the job · 7 nothing to restore · 8 a record can't be read · 10 the job's own code failed ·
-11 the worker process died, and is not restarted any more · 130 interrupted · 143 terminated
+the program · 6 a newer attempt owns the job · 7 nothing to restore, or no such key · 8 a record can't be read · 10 the job's own code
+failed · 11 the worker process died, and is not restarted any more · 130 interrupted · 143 terminated
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Annotated
 import typer
 
 from statestore.errors import StateStoreError
-from statestore_runtime.cli import checkpoint
+from statestore_runtime.cli import checkpoint, state
 from statestore_runtime.cli.check import check
+from statestore_runtime.cli.diff import diff
+from statestore_runtime.cli.export import export
 from statestore_runtime.cli.migrate import migrate
 from statestore_runtime.cli.run import run
 from statestore_runtime.cli.savepoint import savepoint
@@ -31,10 +33,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+checkpoint.app.command()(diff)
+checkpoint.app.command()(export)
 checkpoint.app.command()(check)
 app.command()(savepoint)
 app.command()(migrate)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(state.app, name="state")
 
 
 def _print_version(wanted: bool) -> None:

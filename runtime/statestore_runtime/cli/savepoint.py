@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from statestore_runtime.cli.checkpoint import Dir, Which, find
+from statestore_runtime.cli.find import Dir, Which, find_checkpoint
 from statestore_runtime.cli.options import ConfigFile, Debug, Json, Overrides, print_json
 
 
@@ -28,7 +28,7 @@ def savepoint(
     from statestore.clock import SystemClock
     from statestore_runtime.cli.display import CopyBar, size
 
-    checkpoints, manifest = find(which, dir, config, overrides)
+    checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
     with CopyBar(show=not json) as bar:
         info = save_checkpoint(checkpoints, manifest, target, SystemClock(), bar.show)
     if json:
