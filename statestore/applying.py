@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from typing import TypeVar
 
 from statestore import crashpoints
 from statestore.backend import Backend
@@ -24,6 +25,8 @@ from statestore.sweep import Sweep
 from statestore.types import Attempt, Epoch
 
 logger = logging.getLogger("statestore.store")
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 0.1
 """Before the first try after a failure; twice as long before each further one, up to `RETRY_SECONDS_MAX`."""
@@ -79,6 +82,15 @@ class Applier:
         """Apply all that is complete."""
         self._last = self._thread.submit(self._apply_ready)
         return self._last
+
+    def then(self, task: Callable[[], T]) -> Future[T]:
+        """Apply all that is complete, and do `task` before anything else is applied."""
+
+        def apply_first() -> T:
+            self._apply_ready()
+            return task()
+
+        return self._thread.submit(apply_first)
 
     def finish(self) -> None:
         """Apply all that is complete, now. Raises what the backend raises."""

@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from statestore.errors import ConfigError, did_you_mean
 from statestore.io import OpenStorage, open_storage
@@ -34,6 +34,7 @@ from statestore.types import Attempt, Epoch
 ENTRY_POINT_GROUP = "statestore.backends"
 
 Batch = Mapping[bytes, bytes | None]
+V = TypeVar("V", bound=bytes | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +131,12 @@ class Backend(ABC):
         """Release everything; idempotent. Does not imply `persist`."""
 
 
-def next_piece(
-    entries: Iterator[tuple[bytes, bytes]], *, entries_max: int, bytes_max: int
-) -> list[tuple[bytes, bytes]]:
+def next_piece(entries: Iterator[tuple[bytes, V]], *, entries_max: int, bytes_max: int) -> list[tuple[bytes, V]]:
     """The next entries, until either limit is reached; empty at the end."""
     piece, size = [], 0
     for entry in entries:
         piece.append(entry)
-        size += len(entry[0]) + len(entry[1])
+        size += len(entry[0]) + (0 if entry[1] is None else len(entry[1]))
         if size >= bytes_max or len(piece) >= entries_max:
             break
     return piece
@@ -176,6 +175,45 @@ def register_backend(name: str, backend: type[Backend]) -> None:
 def backend_names() -> set[str]:
     """Names of the backends that there are, which are also the schemes of state URLs."""
     return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)} | set(_registered)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeCheckpoint:
+    """A copy of a backend's files, as a whole."""
+
+    epoch: Epoch
+    """The marker in it."""
+    entries: int
+    """About how many there are."""
+    immutable: frozenset[str]
+    """Names of those files that never change: what has another content has another name, for as long as the database lives."""
+
+
+@runtime_checkable
+class SupportsNativeCheckpoint(Protocol):
+    """Feature of a backend that can be copied file by file, faster than entry by entry.
+
+    `open` must work on a folder that holds such a copy. `native_checkpoint` and `restore_native` are, like `apply`, the only call at
+    a time; `verify_native` may run while anything else does.
+    """
+
+    def native_checkpoint(self, folder: str) -> NativeCheckpoint:
+        """Make the new `folder` (in the file system of the backend's own) a copy of all that is applied, in hardly any time.
+
+        All files lie in the folder itself. Nothing that happens to the backend afterwards changes them.
+        """
+        ...
+
+    def verify_native(self, folder: str, names: Sequence[str]) -> None:
+        """Read these immutable files of a copy. Raises CorruptionError when one is damaged where it matters to an entry."""
+        ...
+
+    def restore_native(self, folder: str) -> None:
+        """Become what the copy in `folder` is, its marker included, and take its files over.
+
+        When it fails or the process dies in it, the backend is what it was, or empty with marker 0, or what the copy is.
+        """
+        ...
 
 
 def backend_class(name: str) -> type[Backend]:

@@ -66,6 +66,18 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
     base_ratio: float = 1.0
     """A new base is made when the deltas since the last exceed this share of its size."""
     base_min_size: Size = 4 << 20
+    base_max_deltas: int = 64
+    """A new base is made when there are more deltas than this."""
+    base_max_age: Duration = 0.0
+    """And when the last is older than this; 0 is never."""
+    base_rate: Size = 0
+    """Bytes a second at which bases and packed deltas are stored; 0 is as fast as it goes."""
+    base_format: Literal["auto", "native", "portable"] = "auto"
+    """Whether a base consists of the backend's own files; auto: where it can."""
+    pack_deltas: int = 16
+    """More small deltas in a row than this are merged into one."""
+    inline_threshold: Size = 20 << 10
+    """Files up to this size are kept in the manifest."""
 
 
 class RecoveryConfig(Section, frozen=True, kw_only=True):
@@ -141,6 +153,7 @@ _ALIASES = {
     "execution.checkpointing.tolerable-failed-checkpoints": "checkpointing.tolerable-failed",
     "execution.checkpointing.num-retained": "checkpointing.num-retained",
     "execution.checkpointing.dir": "checkpointing.dir",
+    "execution.checkpointing.data-inline-threshold": "checkpointing.inline-threshold",
     "state.checkpoints.dir": "checkpointing.dir",
     "state.checkpoints.num-retained": "checkpointing.num-retained",
     "execution.state-recovery.claim-mode": "state-recovery.claim-mode",
@@ -171,7 +184,15 @@ _SECTIONS: dict[str, type[Section]] = {
     "encryption": EncryptionConfig,
 }
 
-_AT_LEAST = {"max_parallelism": 1, "num_retained": 1, "tolerable_failed": 0, "attempts": 0, "parallelism": 1}
+_AT_LEAST = {
+    "max_parallelism": 1,
+    "num_retained": 1,
+    "tolerable_failed": 0,
+    "attempts": 0,
+    "parallelism": 1,
+    "base_max_deltas": 1,
+    "pack_deltas": 1,
+}
 
 
 def load_config(

@@ -220,6 +220,11 @@ class Hydrating(Backend):
         self._backend.close()
 
 
+def settled(backend: Backend) -> Backend:
+    """The backend itself, also where it was filled from a checkpoint and is full by now."""
+    return backend._backend if isinstance(backend, Hydrating) and backend.is_done else backend
+
+
 def is_hydrating(backend: Backend) -> bool:
     """Whether a backend does not hold everything yet: what reads all of it, or gives up what it comes from, has to wait."""
     return isinstance(backend, Hydrating) and not backend.is_done

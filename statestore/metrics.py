@@ -22,11 +22,23 @@ class StoreMetrics:
     """Sealing, uploading, completing and collecting checkpoints."""
     base_seconds: float = 0.0
     """Making new bases in the background."""
+    pack_seconds: float = 0.0
+    """Packing deltas in the background."""
     recovery_seconds: float = 0.0
     state_bytes: int = 0
     """Size of the last checkpoint, base and deltas together."""
     uploaded_bytes: int = 0
     """Sum over the checkpoints of this opening."""
+    bases: int = 0
+    """Bases made since the opening."""
+    base_bytes: int = 0
+    """Their sizes together."""
+    base_uploaded_bytes: int = 0
+    """What of that was not in the storage before."""
+    packs: int = 0
+    """Packed deltas made since the opening."""
+    packed_deltas: int = 0
+    """How many deltas these were before."""
     wal_bytes: int = 0
     """Bytes logged since the opening."""
     expired_entries: int = 0

@@ -3,6 +3,7 @@
 <state.dir>/<job>/lock            held while the store is open
 <state.dir>/<job>/log/            the write-ahead log
 <state.dir>/<job>/<backend>/      what the backend keeps on the local disk, if anything
+<state.dir>/<job>/tmp/            temporary files, gone when the store is closed or opened again
 <state.dir>/checkpoints/<job>/    checkpoints, unless checkpointing.dir says otherwise
 """
 
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from statestore.backend import Backend, BackendContext, backend_class
+from statestore.backend import Backend, BackendContext, SupportsNativeCheckpoint, backend_class
+from statestore.checkpoint.renewal import RenewalSettings
 from statestore.checkpoint.storage import CheckpointStorage, checked_job_name
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
-from statestore.errors import FencedError, UsageError
+from statestore.errors import ConfigError, FencedError, UsageError
 from statestore.io import (
     AppendStorage,
     EncryptedAppendStorage,
@@ -34,6 +36,7 @@ from statestore.io import (
     load_keyring,
     open_storage,
     redacted,
+    remove_folder,
 )
 from statestore.keys import MAX_PARALLELISM_LIMIT
 from statestore.progress import OnRestoreProgress
@@ -208,6 +211,7 @@ def open_store(
             settings=_settings(config),
             clock=parts.clock,
             place=parts.place,
+            folder=parts.folder,
             lock=parts.lock,
             key_type=key_type,
             auto_complete=auto_complete,
@@ -238,6 +242,8 @@ class Parts:
     clock: Clock
     place: str
     """Where the state is, without secrets."""
+    folder: str | None
+    """Where temporary files go; None: where the machine keeps such."""
 
     def release(self) -> None:
         """Let go of everything; idempotent."""
@@ -267,11 +273,16 @@ def claim_parts(
             root = str(Path(root, f"{key_groups.start}-{key_groups.stop - 1}"))
     own = _checked_range(key_groups, config.state.max_parallelism)
     backend_type = backend_class(config.state.backend)
+    if config.checkpointing.base_format == "native" and not issubclass(backend_type, SupportsNativeCheckpoint):
+        raise ConfigError(f"backend '{config.state.backend}' has no native bases", key="checkpointing.base-format")
     clock = clock or SystemClock()
     keys = keyring(config)
     opener = partial(open_storage, keys=keys)
     lock = FolderLock(root, clock) if root is not None else None
+    temporary = str(Path(root, "tmp")) if root is not None else None
     try:
+        if temporary is not None:
+            remove_folder(temporary)
         checkpoints = CheckpointStorage(_checkpoint_storage(config, opener), job, opener)
         folder = str(Path(root, config.state.backend)) if root is not None else None
         options = config.state.backends.get(config.state.backend, {})
@@ -291,7 +302,7 @@ def claim_parts(
             lock.release()
         raise
     place = _place(options, folder if backend.durable else None)
-    return Parts(checkpoints, attempt, backend, log, own, lock, clock, place)
+    return Parts(checkpoints, attempt, backend, log, own, lock, clock, place, temporary)
 
 
 def _checked_range(key_groups: range | None, max_parallelism: int) -> range:
@@ -341,8 +352,16 @@ def _settings(config: Config) -> StoreSettings:
         pending_bytes=config.state.pending_size,
         num_retained=config.checkpointing.num_retained,
         claims=config.state_recovery.claim_mode == "claim",
-        base_ratio=config.checkpointing.base_ratio,
-        base_min_bytes=config.checkpointing.base_min_size,
         ttl=TimeToLive(config.state.ttl, config.state.ttl_update, config.state.ttl_time),
         allow_pickle=config.state.allow_pickle,
+        renewal=RenewalSettings(
+            base_ratio=config.checkpointing.base_ratio,
+            base_min_bytes=config.checkpointing.base_min_size,
+            base_max_deltas=config.checkpointing.base_max_deltas,
+            base_max_age_seconds=config.checkpointing.base_max_age,
+            base_bytes_per_second=config.checkpointing.base_rate,
+            native=config.checkpointing.base_format != "portable",
+            pack_deltas=config.checkpointing.pack_deltas,
+            inline_bytes=config.checkpointing.inline_threshold,
+        ),
     )

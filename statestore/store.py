@@ -24,6 +24,7 @@ from statestore.applying import Applier
 from statestore.backend import Backend, SupportsMetrics
 from statestore.checkpoint.claim import claim
 from statestore.checkpoint.manifest import Claim
+from statestore.checkpoint.renewal import RenewalSettings
 from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, SnapshotChain
 from statestore.checkpoint.storage import CheckpointStorage
@@ -71,12 +72,11 @@ class StoreSettings:
     num_retained: int
     claims: bool
     """Whether a checkpoint or savepoint of elsewhere belongs to the store once it is restored."""
-    base_ratio: float
-    base_min_bytes: int
     ttl: TimeToLive
     """Of the states that declare none."""
     allow_pickle: bool
     """Whether states may be declared with codec="pickle"."""
+    renewal: RenewalSettings
 
 
 class StateStore(StateFactory):
@@ -103,6 +103,7 @@ class StateStore(StateFactory):
         settings: StoreSettings,
         clock: Clock,
         place: str,
+        folder: str | None,
         lock: FolderLock | None,
         key_type: Any,
         auto_complete: bool,
@@ -115,7 +116,7 @@ class StateStore(StateFactory):
         self.finished_meta: dict[str, Any] = {}
         """Meta of the final checkpoint of the run before, when this one starts afresh after it."""
         self._backend, self._log, self._clock, self._settings = backend, log, clock, settings
-        self._lock, self._auto_complete, self._run = lock, auto_complete, run
+        self._folder, self._lock, self._auto_complete, self._run = folder, lock, auto_complete, run
         self._pending = Pending()
         self._times = StateClock(clock)
         self._default_ttl = settings.ttl
@@ -163,6 +164,7 @@ class StateStore(StateFactory):
             lazy=lazy,
             parallelism=parallelism,
             on_progress=on_progress,
+            folder=self._folder,
         )
         with self.metrics.time("recovery"):
             recovered = Recovery(
@@ -210,6 +212,8 @@ class StateStore(StateFactory):
             checkpoints=self.checkpoints,
             log=self._log,
             backend=self._backend,
+            backend_name=self.backend_name,
+            apply=self._applier.then,
             metrics=self.metrics,
             clock=self._clock,
             attempt=self.attempt,
@@ -220,6 +224,7 @@ class StateStore(StateFactory):
             recovered=recovered,
             claimed=claimed,
             sweep=self._sweep,
+            folder=self._folder,
         )
 
     @property
@@ -452,8 +457,15 @@ class StateStore(StateFactory):
 
     # Checkpointing
 
-    def checkpoint(self, meta: dict[str, Any] | None = None) -> CheckpointInfo:
+    def checkpoint(self, meta: dict[str, Any] | None = None, *, base: bool = False) -> CheckpointInfo:
         """Commit, and bring what changed since the last checkpoint to the checkpoint directory.
+
+        Parameters
+        ----------
+        meta
+            As in `commit`.
+        base
+            Store all the state anew, in files that no checkpoint before has, and wait for it.
 
         Raises
         ------
@@ -462,7 +474,7 @@ class StateStore(StateFactory):
         UnavailableError, CorruptionError
             The checkpoint failed; the commit stands, and what was not uploaded goes with the next checkpoint.
         """
-        pending = self.begin_checkpoint(meta)
+        pending = self.begin_checkpoint(meta, base=base)
         info = pending.finish()
         self.complete(info)
         return info
@@ -488,26 +500,30 @@ class StateStore(StateFactory):
         """
         return PendingSavepoint(self.checkpoints, info.manifest, dir, self._clock)
 
-    def begin_checkpoint(self, meta: dict[str, Any] | None = None, *, final: bool = False) -> PendingCheckpoint:
+    def begin_checkpoint(
+        self, meta: dict[str, Any] | None = None, *, final: bool = False, base: bool = False
+    ) -> PendingCheckpoint:
         """First part of a checkpoint, which stops processing: commit and seal the log. Raises as `commit` does.
 
         Parameters
         ----------
         final
             Whether the job has finished: a new run of it then starts afresh.
+        base
+            Whether `finish` makes a new base of all that is complete, of which nothing was stored before.
         """
         epoch = self.commit(meta)
         with self.metrics.time("checkpoint"):
             self._log.seal()
             crashpoints.reach("checkpoint.sealed")
-            return self._chain.begin(epoch, self._meta, self._times.times(), list(self._states.values()), final=final)
+            states = list(self._states.values())
+            return self._chain.begin(epoch, self._meta, self._times.times(), states, final=final, base=base)
 
     def complete(self, info: CheckpointInfo) -> None:
         """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""
         self._check_open()
         self._complete(self._chain.completed(info))
-        if self._chain.wants_base:
-            self._chain.start_base(self._applier.start())
+        self._chain.renew()
         crashpoints.reach("checkpoint.completed")
 
     def abort(self, pending: PendingCheckpoint) -> bool:

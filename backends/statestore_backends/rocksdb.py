@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rocksdict import (
+    AccessType,
     BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
+    Checkpoint,
     DBCompressionType,
     IngestExternalFileOptions,
     Options,
@@ -30,10 +32,11 @@ from rocksdict import (
     WriteOptions,
 )
 
-from statestore.backend import Backend, BackendContext, Batch
+from statestore.backend import Backend, BackendContext, Batch, NativeCheckpoint
 from statestore.clock import Clock, SystemClock
 from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, CorruptionError, StateStoreError, UnavailableError
+from statestore.io import sync_folder
 from statestore.keys import group_start
 from statestore.types import Epoch
 from statestore.units import Duration, Size
@@ -48,7 +51,9 @@ LOADING = "loading"
 
 LOADED_FILE_BYTES = 64 << 20
 
+_TABLE_SUFFIX = ".sst"
 _END_OF_ENTRIES = b"\xff\xff"
+_REBUILD = "delete the folder to have it rebuilt from the checkpoint"
 _DAMAGE = (
     "corruption",
     "checksum",
@@ -91,6 +96,7 @@ class RocksDBBackend(Backend):
 
     def __init__(self, path: Path, options: RocksDBOptions, clock: Clock):
         self._path, self._options = path, _database_options(options)
+        self._lock_timeout, self._clock = options.lock_timeout, clock
         write: Any = WriteOptions()
         write.disable_wal = True  # there is one log, the store's; the type stub takes this attribute for a method
         self._write = write
@@ -212,6 +218,63 @@ class RocksDBBackend(Backend):
                     group_start(key_groups.start), group_start(key_groups.stop), write_opt=self._write
                 )
 
+    def native_checkpoint(self, folder: str) -> NativeCheckpoint:
+        """Flush the write buffers, and hard-link the tables; the few other files are copied."""
+        database, epoch = self._database(), self._epoch
+        with _translated(self._path):
+            database.flush(True)
+            Checkpoint(database).create_checkpoint(folder)
+            entries = database.property_int_value("rocksdb.estimate-num-keys") or 0
+        tables = frozenset(path.name for path in Path(folder).glob(f"*{_TABLE_SUFFIX}"))
+        return NativeCheckpoint(epoch, entries, tables)
+
+    def verify_native(self, folder: str, names: Sequence[str]) -> None:
+        """Let RocksDB build a database of these tables alone: it reads each of them for that, and leaves out what it can't use.
+
+        That is damaged tables, and undamaged ones that were bulk-loaded: so what is left out is read where it is. The filters of
+        tables are not read; RocksDB goes on without one that is damaged.
+        """
+        scratch = Path(f"{folder}.verified")
+        scratch.mkdir()
+        try:
+            for name in names:
+                _link(Path(folder, name), scratch / name)
+            with _translated(self._path):
+                Rdict.repair(str(scratch), Options(raw_mode=True))
+                good = _tables(_read_only(scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for name in names:
+            if name not in good:
+                self._read_table(Path(folder), name)
+
+    def _read_table(self, folder: Path, name: str) -> None:
+        """Read all entries in the range of one table of a copy."""
+        try:
+            copy = _read_only(folder)
+            first, last = _tables(copy)[name]
+            bounds = ReadOptions()
+            bounds.set_iterate_upper_bound(last + b"\0")
+            entries = copy.iter(bounds)
+            entries.seek(first)
+            while entries.valid():
+                entries.next()
+            entries.status()
+        except Exception as error:
+            raise CorruptionError(str(self._path / name), "the table can't be read whole", hint=_REBUILD) from error
+
+    def restore_native(self, folder: str) -> None:
+        """Put the copy in the place of the database's folder."""
+        self.close()
+        try:
+            shutil.rmtree(self._path)
+            Path(folder).rename(self._path)
+            sync_folder(self._path)
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise UnavailableError("rocksdb", str(self._path), error.strerror) from error
+        self._db, self._epoch = _open_or_set_aside(self._path, self._options, self._lock_timeout, self._clock)
+
     def metrics(self) -> dict[str, int]:
         """RocksDB's own figures."""
         database = self._database()
@@ -221,7 +284,10 @@ class RocksDBBackend(Backend):
         """Close the database; what was not persisted comes back from the log."""
         if self._db is not None:
             database, self._db = self._db, None
-            database.close()
+            try:
+                database.close()
+            except Exception as error:  # it was damaged, or its folder is gone: whoever opens it next will see
+                logger.warning("rocksdb at %s was not closed in order: %s", self._path, error)
 
     def _database(self) -> Any:
         if self._db is None:
@@ -246,8 +312,25 @@ class _translated:
 def _ours(error: Exception, path: Path) -> StateStoreError:
     text = str(error)
     if any(word in text.lower() for word in _DAMAGE):
-        return CorruptionError(str(path), text, hint="delete the folder to have it rebuilt from the checkpoint")
+        return CorruptionError(str(path), text, hint=_REBUILD)
     return UnavailableError("rocksdb", str(path), text)
+
+
+def _read_only(path: Path) -> Any:
+    return Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_only())
+
+
+def _tables(database: Any) -> dict[str, tuple[bytes, bytes]]:
+    """First and last key of each table."""
+    return {table["name"].lstrip("/"): (table["start_key"], table["end_key"]) for table in database.live_files()}
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give `file` another name, or where a file has only one, copy it."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def _database_options(options: RocksDBOptions) -> Options:

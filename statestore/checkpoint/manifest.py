@@ -4,6 +4,7 @@ Invariants:
 - it is written last, by create-if-absent, so a checkpoint is there whole or not at all, and two writers can't both make number n;
 - it names every file by path, size and SHA-256; paths are relative to `<dir>/<job>/` (a savepoint's: to its own
   folder) and never leave it;
+- a small file may stand in the manifest itself, in place of a file of its own; all such together stay small;
 - its parts cover every key group once; each is the state of one store, whose epochs are its own;
 - base at epoch A plus the deltas in their order, which cover (A, E] without a gap, are exactly the part's state at E.
 
@@ -25,16 +26,20 @@ from statestore.wal.record import StateDescriptor
 
 FORMAT = 1
 MANIFEST_MAX_BYTES = 64 << 20
+INLINE_MAX_BYTES = 256 << 10
+"""Of all deltas that stand in one manifest, which is written with every checkpoint."""
 
 Kind = Literal["checkpoint", "final", "savepoint"]
 
 
-class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file of a checkpoint."""
 
     path: str
     size: int
     sha256: str
+    data: bytes | None = None
+    """The file itself when it is a small one: then nothing lies at `path`."""
 
 
 class SegmentEntry(FileEntry, frozen=True, kw_only=True):
@@ -77,10 +82,12 @@ class PackedDelta(msgspec.Struct, frozen=True, kw_only=True, tag="packed"):
 Delta = LogDelta | PackedDelta
 
 
-class BaseEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segments"):
+class BaseEntry(msgspec.Struct, frozen=True, kw_only=True, tag="portable"):
     """All entries as they were at an epoch, or touched since, as sorted segments in key order."""
 
     epoch: Epoch
+    created: float
+    """Seconds since the Unix epoch."""
     segments: list[SegmentEntry]
 
     @property
@@ -96,6 +103,37 @@ class BaseEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segments"):
     def files(self) -> list[FileEntry]:
         """The segments."""
         return list(self.segments)
+
+
+class NativeFile(FileEntry, frozen=True, kw_only=True):
+    """A file of a backend's own."""
+
+    name: str
+    """In the backend's folder."""
+    immutable: bool
+    """Whether it never changes: then the next base may name it again, and a database may be opened on a link to it."""
+
+
+class NativeBase(msgspec.Struct, frozen=True, kw_only=True, tag="native"):
+    """All entries exactly as they were at an epoch, as the files of a backend."""
+
+    backend: str
+    """The name it is registered by."""
+    epoch: Epoch
+    created: float
+    """Seconds since the Unix epoch."""
+    entries: int
+    """About how many entries it has."""
+    members: list[NativeFile]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.members)
+
+    def files(self) -> list[FileEntry]:
+        """The files."""
+        return list(self.members)
 
 
 class InheritedBase(msgspec.Struct, frozen=True, kw_only=True, tag="inherited"):
@@ -121,7 +159,7 @@ class InheritedBase(msgspec.Struct, frozen=True, kw_only=True, tag="inherited"):
         return [file for part in self.parts for file in part.files()]
 
 
-Base = BaseEntry | InheritedBase
+Base = BaseEntry | NativeBase | InheritedBase
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,8 +292,10 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
         manifest = _decode_manifest(body)
         if manifest.format != FORMAT:
             raise CorruptionError(file, f"checkpoint format version {manifest.format} is not supported")
-        for entry in manifest.files():
+        for entry in [file for part in manifest.parts for file in part.files()]:
             checked_name(entry.path)
+            if isinstance(entry, NativeFile) and "/" in checked_name(entry.name):
+                raise CorruptionError(file, f"{entry.name!r} is no name in a backend's folder")
     except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
         raise CorruptionError(file, f"the manifest is not valid: {error}") from error
     covered = [group for part in manifest.parts for group in part.key_groups]

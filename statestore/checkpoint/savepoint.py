@@ -196,7 +196,7 @@ class SavepointWriter:
             first_key_group=0,
             last_key_group=origin.max_parallelism - 1,
             epoch=origin.epoch,
-            base=BaseEntry(epoch=origin.epoch, segments=segments),
+            base=BaseEntry(epoch=origin.epoch, created=self._clock.time(), segments=segments),
             deltas=[],
             log_sequence=0,  # no log continues it: whoever restores it begins one
             log_sha256="",

@@ -1,17 +1,16 @@
-"""The chain of a store's checkpoints: each adds the log segments sealed since the one before, and now and then the base is renewed.
+"""The chain of a store's checkpoints: each adds the log segments sealed since the one before; at times a base is made, or deltas packed.
 
 Invariants:
 - base epoch + deltas always cover every epoch up to the last one begun;
-- a base is used only by a manifest begun after it was finished, so all that its scan may have seen too early is covered by that
-  manifest's deltas.
+- a base that was made in the background is used only by a manifest begun after it was finished, so all that its scan may have seen too
+  early is covered by that manifest's deltas;
+- what stops processing (`begin`, `completed`) costs the same however large the state is.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,15 @@ from msgspec.structs import replace
 from statestore import crashpoints
 from statestore.backend import Backend
 from statestore.checkpoint.claim import settle_claim
-from statestore.checkpoint.manifest import Base, BaseEntry, Claim, InheritedBase, Manifest, Part
+from statestore.checkpoint.manifest import INLINE_MAX_BYTES, Base, Claim, Manifest, Part
+from statestore.checkpoint.native import Apply
+from statestore.checkpoint.renewal import Renewal
 from statestore.checkpoint.storage import CheckpointStorage
-from statestore.checkpoint.upload import upload_base, upload_deltas
+from statestore.checkpoint.upload import Uploader, upload_deltas
 from statestore.clock import Clock
-from statestore.errors import StateStoreError, UnavailableError
+from statestore.errors import UnavailableError
 from statestore.hydration import is_hydrating
 from statestore.metrics import StoreMetrics
-from statestore.stamp import is_stamp
 from statestore.sweep import Sweep
 from statestore.ttl import Times
 from statestore.types import Attempt, CheckpointId, Epoch
@@ -78,10 +78,10 @@ class PendingCheckpoint:
     """A checkpoint that has been begun. `finish` and `upload` may run in another thread."""
 
     def __init__(
-        self, chain: SnapshotChain, epoch: Epoch, segments: list[SealedSegment], manifest: Manifest, begun: float
+        self, chain: SnapshotChain, segments: list[SealedSegment], manifest: Manifest, begun: float, *, base: bool
     ):
-        self._chain, self._segments, self._manifest, self.begun = chain, segments, manifest, begun
-        self.epoch = epoch
+        self._chain, self._segments, self._manifest, self.begun, self._base = chain, segments, manifest, begun, base
+        self.epoch = manifest.epoch
         self._lock = threading.Lock()
         self._decided = False
 
@@ -107,7 +107,7 @@ class PendingCheckpoint:
         UnavailableError, CorruptionError
             As `finish`.
         """
-        return self._chain.upload(self._segments, self._manifest)
+        return self._chain.upload(self._segments, self._manifest, base=self._base)
 
     def cancel(self) -> bool:
         """Prevent completion; False when it is too late."""
@@ -129,6 +129,8 @@ class SnapshotChain:
         checkpoints: CheckpointStorage,
         log: Log,
         backend: Backend,
+        backend_name: str,
+        apply: Apply,
         metrics: StoreMetrics,
         clock: Clock,
         attempt: Attempt,
@@ -139,11 +141,12 @@ class SnapshotChain:
         recovered: Recovered,
         claimed: Claim | None,
         sweep: Sweep,
+        folder: str | None,
     ):
         self._checkpoints, self._log, self._backend = checkpoints, log, backend
         self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
         self._settings, self._max_parallelism, self._key_groups = settings, max_parallelism, key_groups
-        self._sweep, self._claimed = sweep, claimed
+        self._uploader, self._claimed = Uploader(checkpoints, settings.renewal.inline_bytes), claimed
         self._base: Base | None = recovered.base
         self._deltas = recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
@@ -151,14 +154,34 @@ class SnapshotChain:
         """Number of the newest checkpoint in the storage, 0 when there is none."""
         self.covered_epoch = recovered.checkpoint_epoch if recovered.base or recovered.deltas else Epoch(0)
         """Epoch of the last complete checkpoint that the next one continues, 0 when there is none."""
-        self._base_maker = ThreadPoolExecutor(1, thread_name_prefix="statestore-base")
-        self._making_base: Future[BaseEntry] | None = None
+        self._adopted_bytes = 0
+        """Stored in the background, and not part of a complete checkpoint yet."""
+        self._renewal = Renewal(
+            checkpoints=checkpoints,
+            backend=backend,
+            backend_name=backend_name,
+            apply=apply,
+            sweep=sweep,
+            metrics=metrics,
+            clock=clock,
+            attempt=attempt,
+            key_groups=key_groups,
+            settings=settings.renewal,
+            folder=folder,
+        )
 
     def begin(
-        self, epoch: Epoch, meta: dict[str, Any], times: Times, states: list[StateDescriptor], *, final: bool
+        self,
+        epoch: Epoch,
+        meta: dict[str, Any],
+        times: Times,
+        states: list[StateDescriptor],
+        *,
+        final: bool,
+        base: bool,
     ) -> PendingCheckpoint:
-        """Fix what the checkpoint at `epoch` will consist of."""
-        self._adopt_base()
+        """Fix what the checkpoint at `epoch` will consist of; with `base`, of a new base and what may come behind it."""
+        self._adopt()
         segments = [segment for segment in self._log.sealed if segment.sequence > self._uploaded_sequence]
         last = self._log.sealed[-1]
         part = Part(
@@ -169,7 +192,7 @@ class SnapshotChain:
             deltas=self._deltas,
             log_sequence=last.sequence,
             log_sha256=last.sha256,
-            uploaded_bytes=0,
+            uploaded_bytes=self._adopted_bytes,
         )
         manifest = Manifest(
             job=self._checkpoints.job,
@@ -185,32 +208,37 @@ class SnapshotChain:
             times=times,
             claimed=self._claimed,
         )
-        return PendingCheckpoint(self, epoch, segments, manifest, self._clock.monotonic())
+        return PendingCheckpoint(self, segments, manifest, self._clock.monotonic(), base=base)
 
-    def _adopt_base(self) -> None:
-        if self._making_base is not None and self._making_base.done() and self._making_base.exception() is None:
-            self._use_base(self._making_base.result())
-            self._making_base = None
+    def _adopt(self) -> None:
+        """Build on what was made in the background."""
+        made = self._renewal.take()
+        if made is not None:
+            self._base, self._deltas = made.applied_to(self._base, self._deltas)
+            self._adopted_bytes += made.uploaded
 
-    def _use_base(self, base: BaseEntry) -> None:
-        self._base = base
-        self._deltas = [delta for delta in self._deltas if delta.last_epoch > base.epoch]
-
-    def upload(self, segments: list[SealedSegment], manifest: Manifest) -> Manifest:
+    def upload(self, segments: list[SealedSegment], manifest: Manifest, *, base: bool) -> Manifest:
         """See `PendingCheckpoint.upload`."""
         with self._metrics.time("checkpoint"):
             (part,) = manifest.parts
-            base, deltas = part.base, part.deltas
-            new = upload_deltas(self._checkpoints, self._log, segments)
-            uploaded = sum(delta.size for delta in new)
-            deltas = [*deltas, *new]
-            if deltas[0].first_epoch > part.base_epoch + 1:  # the log's beginning is gone: only a base can stand for it
-                base = self._make_base()
-                deltas = [delta for delta in deltas if delta.last_epoch > base.epoch]
-                uploaded += base.size
+            first = (part.deltas or segments)[0].first_epoch
+            if base or first > part.base_epoch + 1:  # the log's beginning is gone: only a base can stand for it
+                part = self._with_new_base(part)
+            room = INLINE_MAX_BYTES - sum(len(file.data or b"") for delta in part.deltas for file in delta.files())
+            after_base = [segment for segment in segments if segment.last_epoch > part.base_epoch]
+            new = upload_deltas(self._uploader, self._log, after_base, room)
             crashpoints.reach("checkpoint.uploaded")
-            part = replace(part, base=base, deltas=deltas, uploaded_bytes=uploaded)
+            uploaded = part.uploaded_bytes + sum(delta.size for delta in new)
+            part = replace(part, deltas=[*part.deltas, *new], uploaded_bytes=uploaded)
             return replace(manifest, parts=[part])
+
+    def _with_new_base(self, part: Part) -> Part:
+        made = self._renewal.base_now(part.base)
+        if self._backend.applied_epoch() > part.epoch:
+            problem = "commits that came after it were applied while its base was made"
+            raise UnavailableError("checkpoint", self._checkpoints.url, problem, hint="take it again")
+        base, deltas = made.applied_to(part.base, part.deltas)
+        return replace(part, base=base, deltas=deltas, uploaded_bytes=part.uploaded_bytes + made.uploaded)
 
     def finish(self, pending: PendingCheckpoint) -> CheckpointInfo:
         """See `PendingCheckpoint.finish`."""
@@ -231,51 +259,23 @@ class SnapshotChain:
         assert part is not None, "a checkpoint of this store has a part of it"
         self.newest_id, self.covered_epoch, self._claimed = info.checkpoint_id, part.epoch, info.claimed
         self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
+        self._adopted_bytes = 0
         self._metrics.state_bytes = sum(file.size for file in part.files())
         self._metrics.uploaded_bytes += part.uploaded_bytes
         return part.epoch
 
-    # Bases
+    def renew(self) -> None:
+        """Begin to make in the background what is due, if anything: a new base, or packed deltas."""
+        self._renewal.start(self._base, self._deltas)
 
-    @property
-    def wants_base(self) -> bool:
-        """Whether the deltas have outgrown the base."""
-        if self._making_base is not None or is_hydrating(self._backend):
-            return False
-        if isinstance(self._base, InheritedBase):
-            return True  # so that what other stores have left can go
-        base_bytes = self._base.size if self._base else 0
-        delta_bytes = sum(delta.size for delta in self._deltas)
-        return delta_bytes > max(self._settings.base_ratio * base_bytes, self._settings.base_min_bytes)
-
-    def start_base(self, applied: Future[None]) -> None:
-        """Make a new base in the background, once `applied` is done."""
-
-        def make() -> BaseEntry:
-            applied.result()
-            with self._metrics.time("base"):
-                return self._make_base()
-
-        self._making_base = self._base_maker.submit(make)
-
-    def _make_base(self) -> BaseEntry:
-        epoch = self._backend.applied_epoch()
-        return upload_base(self._checkpoints, self._entries(), epoch, self._attempt)
-
-    def _entries(self) -> Iterator[tuple[bytes, bytes]]:
-        is_expired = self._sweep.is_expired
-        return (item for item in self._backend.scan(b"", None) if not is_stamp(item[0]) and not is_expired(*item))
+    def wait(self) -> None:
+        """Until nothing is being made in the background."""
+        self._renewal.wait()
 
     def raise_failure(self) -> None:
-        """Raise what ended the making of a base, if it was damage."""
-        if self._making_base is not None and self._making_base.done():
-            error = self._making_base.exception()
-            if isinstance(error, StateStoreError) and not isinstance(error, UnavailableError):
-                raise error
-            if error is not None:
-                logger.warning("a new base was not made, it is tried again after the next checkpoint: %s", error)
-                self._making_base = None
+        """Raise what ended the making of something, if it was damage of the local state."""
+        self._renewal.raise_failure()
 
     def close(self) -> None:
-        """Wait for the base that is being made, if any."""
-        self._base_maker.shutdown(wait=True)
+        """Give up what is being made in the background, if anything."""
+        self._renewal.close()

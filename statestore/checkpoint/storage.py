@@ -28,7 +28,13 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from statestore import crashpoints
-from statestore.checkpoint.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from statestore.checkpoint.manifest import (
+    FileEntry,
+    Manifest,
+    SegmentEntry,
+    decode_manifest,
+    encode_manifest,
+)
 from statestore.errors import (
     CheckpointNotFoundError,
     CorruptionError,
@@ -38,7 +44,8 @@ from statestore.errors import (
     UnavailableError,
     UsageError,
 )
-from statestore.io import EncryptedStorage, OpenStorage, Storage, local_path, open_storage
+from statestore.io import EncryptedStorage, MemoryStorage, OpenStorage, Storage, local_path, open_storage
+from statestore.segment import BlockCache, SegmentReader
 from statestore.types import Attempt, CheckpointId
 
 logger = logging.getLogger("statestore.checkpoint")
@@ -298,7 +305,7 @@ class CheckpointStorage:
         """
         name = self.object_name(entry.path)
         try:
-            data = self.storage.read(name)
+            data = self.storage.read(name) if entry.data is None else entry.data
         except FileNotFoundError:
             raise CorruptionError(f"{self.storage.url}/{name}", "the file is missing") from None
         if len(data) != entry.size:
@@ -306,6 +313,14 @@ class CheckpointStorage:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CorruptionError(f"{self.storage.url}/{name}", "it does not match its hash in the manifest")
         return data
+
+    def open_segment(self, entry: SegmentEntry, cache: BlockCache | None = None) -> SegmentReader:
+        """Reader of a sorted segment. Raises CorruptionError."""
+        storage, name = self.storage, self.object_name(entry.path)
+        if entry.data is not None:
+            storage = MemoryStorage(self.storage.url)
+            storage.write(name, entry.data)
+        return SegmentReader(storage, name, size=entry.size, cache=cache)
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read and hash every file; one line for each that is damaged or missing."""
@@ -362,8 +377,8 @@ class CheckpointStorage:
         if not doomed:
             return 0
         try:
-            needed = {entry.path for number in kept for entry in self.load(number).files()}
-            garbage = {number: {entry.path for entry in self.load(number).files()} - needed for number in doomed}
+            needed = {path for number in kept for path in self._stored_paths(number)}
+            garbage = {number: self._stored_paths(number) - needed for number in doomed}
         except StateStoreError as error:
             logger.warning("no checkpoint is removed, because one can't be read: %s", error)
             return 0
@@ -382,6 +397,9 @@ class CheckpointStorage:
             self.collect(keep)
         except UnavailableError as error:
             logger.warning("old checkpoints at %s were not removed: %s", self.url, error)
+
+    def _stored_paths(self, number: CheckpointId) -> set[str]:
+        return {entry.path for entry in self.load(number).files() if entry.data is None}
 
 
 class SavepointStorage(CheckpointStorage):

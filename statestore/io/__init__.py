@@ -18,6 +18,7 @@ from statestore.io.keyring import NO_KEYS, Keyring, load_keyring
 from statestore.io.local import FolderLock, LocalStorage, sync_folder
 from statestore.io.memory import MemoryStorage
 from statestore.io.objects import FsspecStorage
+from statestore.io.temporary import TemporaryFolder, remove_folder
 from statestore.io.urls import local_path, redacted
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "MemoryStorage",
     "OpenStorage",
     "Storage",
+    "TemporaryFolder",
     "checked_name",
     "load_keyring",
     "local_path",
     "open_storage",
     "redacted",
+    "remove_folder",
     "sync_folder",
 ]
 

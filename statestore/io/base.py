@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Protocol
 
 from statestore.errors import UnavailableError, UsageError
@@ -41,6 +42,10 @@ class Storage(ABC):
     @abstractmethod
     def list(self, folder: str = "") -> list[str]:
         """Names below `folder`, whole and sorted, at any depth. A hint: never decide on recovery by it."""
+
+    def link(self, name: str, path: Path) -> bool:
+        """Give the object the further name `path` on the local disk; False where it has to be copied. Raises FileNotFoundError."""
+        return False
 
     def exists(self, name: str) -> bool:
         """Whether `name` is there."""

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from statestore.errors import CorruptionError, EncryptionKeyError
@@ -46,6 +47,10 @@ class EncryptedStorage(Storage):
     def __init__(self, inner: Storage, keys: Keyring):
         self.inner, self.keys, self.url = inner, keys, inner.url
         self._ciphers: dict[str, Any] = {}  # of objects that were read before; one that was replaced since has another
+
+    def link(self, name: str, path: Path) -> bool:
+        """Only what is not encrypted can be linked."""
+        return not self.keys and self.inner.link(name, path)
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read the chunks that hold the range, check and decrypt them.

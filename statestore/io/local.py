@@ -139,6 +139,11 @@ class LocalStorage(AppendStorage):
         """Size from the file system."""
         return self._path(name).stat().st_size
 
+    def identity(self, name: str) -> tuple[int, int, int]:
+        """Size, inode and time of change: what differs between files that are not the same."""
+        status = self._path(name).stat()
+        return status.st_size, status.st_ino, status.st_mtime_ns
+
     def list(self, folder: str = "") -> list[str]:
         """Walk the folder; temporary files are left out, symbolic links not followed."""
         names = []
@@ -146,6 +151,16 @@ class LocalStorage(AppendStorage):
             relative = Path(base).relative_to(self.root)
             names += [(relative / file).as_posix() for file in files if not file.startswith(TEMPORARY_PREFIX)]
         return sorted(names)
+
+    def link(self, name: str, path: Path) -> bool:
+        """Hard-link the file, where both are in one file system that has such links."""
+        try:
+            path.hardlink_to(self._path(name))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return False
+        return True
 
     def appender(self, name: str) -> Appender:
         """Create the file, sync its folder, append."""

@@ -239,7 +239,7 @@ class Recovery:
                 raise CorruptionError(f"{checkpoints.storage.url}/{name}", problem)
 
         with ThreadPoolExecutor(self._loader.parallelism) as pool:
-            list(pool.map(check, manifest.files()))
+            list(pool.map(check, (entry for entry in manifest.files() if entry.data is None)))
 
     def _check_parallelism(self, manifest: Manifest, checkpoints: CheckpointStorage) -> None:
         if manifest.max_parallelism != self._max_parallelism:

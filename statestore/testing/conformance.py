@@ -35,7 +35,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.backend import Backend, SupportsBulkLoad
+from statestore.backend import Backend, SupportsBulkLoad, SupportsNativeCheckpoint
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError, StateStoreError
 from statestore.keys import EntryKeys, group_of_entry, group_start, prefix_end
 from statestore.types import Attempt, Epoch
@@ -446,6 +446,56 @@ class BackendConformance:
             open_backend(attempt=Attempt(2))
         assert self.content(owner) == {self.key("a"): b"new"}
         assert owner.applied_epoch() == 2
+
+    def test_a_native_copy_is_restored(self, open_backend: OpenBackend, tmp_path: Path) -> None:
+        """It stays what it was when it was made, and becomes the backend, to be worked on and opened again."""
+        backend = open_backend()
+        if not isinstance(backend, SupportsNativeCheckpoint):
+            return
+        before: dict[bytes, bytes | None] = {self.key(f"k{n}"): b"%d" % n for n in range(1000)}
+        backend.apply(before, Epoch(3))
+        folder = tmp_path / "copy"
+        copy = backend.native_checkpoint(str(folder))
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert copy.epoch == 3
+        assert copy.immutable <= files.keys()
+        for epoch in range(4, 8):
+            backend.apply({self.key(f"k{n}"): b"x" for n in range(500, 1500)}, Epoch(epoch))
+            backend.persist()
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+        backend.verify_native(str(folder), sorted(copy.immutable))
+        backend.restore_native(str(folder))
+        assert (backend.applied_epoch(), self.content(backend)) == (3, before)
+        backend.apply({self.key("k0"): None}, Epoch(4))
+        backend.persist()
+        backend.close()
+        assert self.content(open_backend(attempt=2)) == {key: value for key, value in before.items() if value != b"0"}
+
+    def test_damage_of_a_native_copy_is_noticed(self, open_backend: OpenBackend, tmp_path: Path) -> None:
+        """Wherever it is, unless all entries can be read without what is damaged."""
+        backend = open_backend()
+        if not isinstance(backend, SupportsNativeCheckpoint):
+            return
+        batch: dict[bytes, bytes | None] = {self.key(f"k{n}"): bytes([n % 251]) * 50 for n in range(1000)}
+        backend.apply(batch, Epoch(3))
+        copy = backend.native_checkpoint(str(tmp_path / "copy"))
+        noticed, tried = 0, 0
+        for name in copy.immutable:
+            data = (tmp_path / "copy" / name).read_bytes()
+            for position in range(0, len(data), max(1, len(data) // 20)):
+                damaged = tmp_path / f"damaged-{tried}"
+                shutil.copytree(tmp_path / "copy", damaged)
+                (damaged / name).write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+                tried += 1
+                try:
+                    backend.verify_native(str(damaged), [name])
+                except CorruptionError:
+                    noticed += 1
+                else:
+                    backend.restore_native(str(damaged))
+                    assert self.content(backend) == batch
+                    assert backend.get_many([*batch, self.key("none")]) == [*batch.values(), None]
+        assert noticed > 0.7 * tried
 
     @pytest.mark.parametrize("seed", range(3))
     def test_random_histories_match_a_dict(self, open_backend: OpenBackend, seed: int) -> None:

@@ -130,7 +130,7 @@ def test_nothing_to_restore(folder):
 
 
 def test_corrupt_checkpoints(folder):
-    assert statestore("run", "job.py", cwd=folder).code == 0
+    assert statestore("run", "job.py", "-D", "checkpointing.inline-threshold=0", cwd=folder).code == 0
     checkpoints = folder / ".statestore" / "checkpoints" / "numbers"
     newest = max(checkpoints.glob("chk-*"), key=lambda path: int(path.name.split("-")[1]))
     (delta, *_) = sorted((checkpoints / "shared").iterdir(), reverse=True)

@@ -29,8 +29,9 @@ def expected(golden):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_checkpoints(golden, expected, places, tmp_path, backend):
-    shutil.copytree(golden / "checkpoints", tmp_path / "checkpoints")
+@pytest.mark.parametrize("folder", [".", "native"])
+def test_checkpoints(golden, expected, places, tmp_path, backend, folder):
+    shutil.copytree(golden / folder / "checkpoints", tmp_path / "checkpoints")
     stores = Stores(places, "state.max-parallelism=4", job="golden")
     try:
         store = stores.open(backend)

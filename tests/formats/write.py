@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from statestore import load_config, open_store
-from statestore.checkpoint.storage import CheckpointStorage
+from statestore.checkpoint.manifest import BaseEntry, LogDelta, NativeBase, PackedDelta
 from statestore.io import EncryptedAppendStorage, Keyring, LocalStorage
 from statestore.keys import EntryKeys, KeyCodec
 from tests.store.stores import content, handles
@@ -36,33 +36,43 @@ def fill(store, start, stop):
         states["sum"].add(n)
 
 
-def write(folder):
-    """A log, a checkpoint with a base and deltas, a savepoint of it, and what they hold."""
+def write_checkpoint(folder, backend):
+    """A checkpoint with a base, a packed delta and one in the manifest, and a savepoint of it; its manifest, and what it holds."""
+    settings = ["num-retained=1", "base-min-size=1gb", "pack-deltas=1", "inline-threshold=1kb"]
     config = load_config(
         overrides=[
-            "state.backend=memory",
+            f"state.backend={backend}",
             f"state.dir={folder / 'local'}",
             f"checkpointing.dir={folder / 'checkpoints'}",
-            "checkpointing.base-min-size=100b",
-            "checkpointing.num-retained=1",
             "state.max-parallelism=4",
+            *[f"checkpointing.{setting}" for setting in settings],
         ]
     )
     store = open_store(config, "golden", restore=None, auto_complete=True)
-    for position, (start, stop) in enumerate([(0, 20), (10, 30), (25, 40)], 1):
+    for position, (start, stop) in enumerate([(0, 20), (10, 30), (25, 40), (39, 40)], 1):
         fill(store, start, stop)
-        info = store.checkpoint({"position": position})
-        if store._chain._making_base is not None:
-            store._chain._making_base.result()  # so that the next checkpoint has it
+        info = store.checkpoint({"position": position}, base=position == 1)
+        store._chain.wait()
     store.begin_savepoint(info, str(folder / "savepoint")).finish()
     expected = content(store, STORED_KEYS)
     store.release()
+    (part,) = info.manifest.parts
+    assert [type(delta) for delta in part.deltas] == [PackedDelta, LogDelta]
+    assert {entry.data is None for entry in info.manifest.files()} == {True, False}
+    return info.manifest, expected
+
+
+def write(folder):
+    """A log, and checkpoints with bases of both kinds, and what they hold."""
+    manifest, expected = write_checkpoint(folder, "memory")
     shutil.copytree(folder / "local" / "golden" / "log", folder / "log")
     shutil.rmtree(folder / "local")
-    manifest = CheckpointStorage(LocalStorage(folder / "checkpoints"), "golden").load(info.checkpoint_id)
-    assert manifest.parts[0].base is not None
-    assert manifest.parts[0].deltas
-    document = {"checkpoint": info.checkpoint_id, "meta": manifest.meta, "state": expected, "keys": encoded_keys()}
+    native, same = write_checkpoint(folder / "native", "rocksdb")
+    for beside in ("local", "savepoint"):
+        shutil.rmtree(folder / "native" / beside)
+    assert (type(manifest.parts[0].base), type(native.parts[0].base)) == (BaseEntry, NativeBase)
+    assert (same, native.meta, native.checkpoint_id) == (expected, manifest.meta, manifest.checkpoint_id)
+    document = {"checkpoint": manifest.checkpoint_id, "meta": manifest.meta, "state": expected, "keys": encoded_keys()}
     (folder / "expected.json").write_text(json.dumps(document, indent=None) + "\n")
 
 

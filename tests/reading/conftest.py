@@ -21,5 +21,4 @@ def stores(places, clock):
 
 def complete_base(store):
     """Wait for the base that is being made, so that the next checkpoint has it."""
-    if store._chain._making_base is not None:
-        store._chain._making_base.result()
+    store._chain.wait()

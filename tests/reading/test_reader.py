@@ -254,6 +254,7 @@ def test_what_had_expired_by_the_checkpoints_clocks_is_hidden(stores, clock, bac
         handles["list"].add(2)
         handles["map"]["new"] = 2
     before = statestore.read(store.checkpoint().path)
+    complete_base(store)  # while nothing has expired
     clock.advance(2)
     store.advance_event_time(111.0)
     after = statestore.read(store.checkpoint().path)
@@ -393,7 +394,7 @@ def test_where_nothing_is(tmp_path):
 
 def read_store(stores):
     """A store and a reader of its first checkpoint, of which nothing has been read."""
-    store = stores.open("memory", "none", "checkpointing.num-retained=1")
+    store = stores.open("memory", "none", "checkpointing.num-retained=1", "checkpointing.inline-threshold=0")
     state = store.value_state("state", int)
     state.update_many(["a", "b"], [1, 2])
     reader = statestore.read(store.checkpoint().path)

@@ -38,7 +38,7 @@ def failing_once(monkeypatch, method, part_of_name, *, after):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(("method", "name"), [("create", "_metadata"), ("write", "shared/")])
 def test_a_failed_checkpoint_is_made_up_for_by_the_next(stores, monkeypatch, method, name, after):
-    store = stores.open("rocksdb", "none")
+    store = stores.open("rocksdb", "none", "checkpointing.inline-threshold=0")
     fill(store, 1)
     store.checkpoint({"position": 1})
     fill(store, 2)

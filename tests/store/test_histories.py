@@ -99,7 +99,7 @@ def test_commits_on_top_of_a_checkpoint_from_elsewhere(embedded, tmp_path, backe
 
 @pytest.mark.parametrize("fault", ["parallelism", "missing"])
 def test_a_restore_that_is_refused_leaves_all_as_it_was(embedded, tmp_path, fault):
-    store = embedded.open("rocksdb", None)
+    store = embedded.open("rocksdb", None, "checkpointing.inline-threshold=0")
     number(store, 1)
     info = store.checkpoint()
     number(store, 42)

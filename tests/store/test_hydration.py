@@ -64,7 +64,7 @@ def fill(store, number, keys=KEYS):
 
 def made(stores):
     """A checkpoint with a base, and deltas that change, add and delete; its local state is lost."""
-    store = stores.open("memory", "none", SMALL_BASES)
+    store = stores.open("memory", "none", SMALL_BASES, "checkpointing.inline-threshold=0")
     fill(store, 1, KEYS[:50])
     while store.checkpoint().manifest.parts[0].base is None:
         wait_for_base(store)
@@ -81,8 +81,7 @@ def made(stores):
 
 
 def wait_for_base(store):
-    if store._chain._making_base is not None:
-        store._chain._making_base.result()
+    store._chain.wait()
 
 
 def step(store, count=1):
@@ -349,11 +348,11 @@ def test_files_are_kept_and_bases_wait_until_all_is_copied(embedded, stepwise, b
         fill(store, number)
         store.checkpoint()
     assert store.checkpoints.retained() == [*before, *range(before[-1] + 1, before[-1] + 4)]
-    assert store._chain._making_base is None
+    assert store._chain._renewal._making is None
     finish(store)
     fill(store, 9)
     store.checkpoint()
-    assert store._chain._making_base is not None
+    assert store._chain._renewal._making is not None
     wait_for_base(store)
     newest = store.checkpoint()
     assert store.checkpoints.retained() == [newest.checkpoint_id]

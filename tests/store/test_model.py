@@ -34,10 +34,12 @@ class Machine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.stores = Stores(
             Places(self.folder, self.redis_url),
-            # Everything happens with a few bytes already: eviction, applying, new bases.
+            # Everything happens with a few bytes already: eviction, applying, new bases, packing; small files and less small ones.
             "state.cache-size=300b",
             "state.pending-size=150b",
             "checkpointing.base-min-size=400b",
+            "checkpointing.pack-deltas=2",
+            "checkpointing.inline-threshold=200b",
             "checkpointing.num-retained=3",
             job=f"job-{next(_numbers)}",
             auto_complete=True,
@@ -107,12 +109,16 @@ class Machine(RuleBasedStateMachine):
         self.store.commit({"position": position})
         self.committed, self.meta = copy.deepcopy(self.now), {"position": position}
 
-    @rule(position=st.integers(0, 100))
-    def checkpoint(self, position):
-        info = self.store.checkpoint({"position": position})
+    @rule(position=st.integers(0, 100), base=st.booleans())
+    def checkpoint(self, position, base):
+        info = self.store.checkpoint({"position": position}, base=base)
         self.committed, self.meta = copy.deepcopy(self.now), {"position": position}
         self.checkpoints = [*self.checkpoints, (info.path, self.committed, self.meta)][-3:]
         self.gone_back = False
+
+    @rule()
+    def let_background_work_end(self):
+        self.store._chain.wait()
 
     @rule()
     def crash_and_reopen(self):

@@ -88,7 +88,7 @@ def test_a_log_that_is_larger_than_what_is_kept_of_it(embedded, reads, monkeypat
 
 
 def test_older_manifests_are_read_only_when_they_are_needed(stores, reads):
-    store = stores.open("rocksdb", "none")
+    store = stores.open("rocksdb", "none", "checkpointing.inline-threshold=0")
     for number in range(3):
         fill(store, number)
         info = store.checkpoint()
@@ -110,7 +110,7 @@ def test_progress_of_a_restore(embedded, tmp_path, backend, monkeypatch, redis_u
     store = embedded.open("memory", "none", "checkpointing.base-min-size=1b")
     fill(store, 1)
     store.checkpoint()
-    store._chain._making_base.result()
+    store._chain.wait()
     info = store.checkpoint()
     store.close()
     told, url = [], {"memory": "memory://", "redis": redis_url}.get(backend, f"{backend}://{tmp_path}/new")
@@ -313,7 +313,7 @@ class _Broken:
 
 
 def test_files_that_are_missing_are_found_before_anything_is_given_up(stores, caplog):
-    store = stores.open("rocksdb", "none")
+    store = stores.open("rocksdb", "none", "checkpointing.inline-threshold=0")
     fill(store, 1)
     path = store.checkpoint().path
     fill(store, 2)

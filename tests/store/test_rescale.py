@@ -76,8 +76,7 @@ class Workers:
 
     def wait_for_bases(self):
         for store in self.stores:
-            if store._chain._making_base is not None:
-                store._chain._making_base.result()
+            store._chain.wait()
 
     def change(self, rng, model, count=40):
         """Random changes, made to the states and to a dict alike."""
@@ -253,8 +252,9 @@ def test_what_workers_of_an_embedding_program_committed_counts(workers):
 
 def test_only_the_segments_of_the_own_key_groups_are_read(workers, monkeypatch):
     rng = random.Random(5)
-    first = workers("memory", 1, "none", "checkpointing.base-min-size=1kb", "checkpointing.base-ratio=0.01")
-    monkeypatch.setattr("statestore.checkpoint.upload.BASE_FILE_BYTES", 8 << 10)
+    settings = ["base-min-size=1kb", "base-ratio=0.01", "inline-threshold=0"]
+    first = workers("memory", 1, "none", *[f"checkpointing.{setting}" for setting in settings])
+    monkeypatch.setattr("statestore.checkpoint.upload.SEGMENT_BYTES", 8 << 10)
     monkeypatch.setattr(
         "statestore.checkpoint.upload.SegmentWriter.__init__.__kwdefaults__", {"block_bytes": 1 << 10, "level": 1}
     )

@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_folder(stores, tmp_path, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_damaged_checkpoint_gives_way_to_an_older_one_loudly(stores, backend, caplog):
-    store = stores.open(backend, "none")
+    store = stores.open(backend, "none", "checkpointing.inline-threshold=0")
     fill(store, 0, 50)
     store.checkpoint({"position": 1})
     expected = content(store, KEYS)

@@ -320,12 +320,13 @@ def test_a_savepoint_of_several_stores_restores_on_any_number_of_them(tmp_path):
 
 
 def test_a_checkpoint_that_its_job_removes_meanwhile(stores, tmp_path):
-    store = stores.open("rocksdb", "none", "checkpointing.num-retained=1", "checkpointing.base-min-size=1kb")
+    settings = ["num-retained=1", "base-min-size=1kb", "inline-threshold=0"]
+    store = stores.open("rocksdb", "none", *[f"checkpointing.{setting}" for setting in settings])
     fill(store, 0, 60)
     info = store.checkpoint()
     for _ in range(3):  # until a new base has taken the place of all that the first one names
         fill(store, 0, 60)
         store.checkpoint()
-        store._chain._base_maker.submit(int).result()
+        store._chain.wait()
     with pytest.raises(UnavailableError, match="its job has removed it meanwhile; run it again"):
         save_checkpoint(store.checkpoints, info.manifest, str(tmp_path / "sp"), FakeClock())

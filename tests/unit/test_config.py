@@ -39,6 +39,7 @@ def test_nothing_given():
     [
         ("execution.checkpointing.interval=5s", "checkpointing", "interval", 5),
         ("execution.checkpointing.tolerable-failed-checkpoints=2", "checkpointing", "tolerable_failed", 2),
+        ("execution.checkpointing.data-inline-threshold=1kb", "checkpointing", "inline_threshold", 1024),
         ("state.backend.type=redis", "state", "backend", "redis"),
         ("state.checkpoints.num-retained=7", "checkpointing", "num_retained", 7),
         ("restart-strategy.type=none", "restart", "type", "none"),
