@@ -123,6 +123,11 @@ def _open_savepoint(path: str, opener: OpenStorage) -> SavepointStorage:
     return SavepointStorage(storage, manifest, opener)
 
 
+def stored_paths(manifest: Manifest) -> list[str]:
+    """Paths of a checkpoint's files, those left out that stand in the manifest itself."""
+    return [entry.path for entry in manifest.files() if entry.data is None]
+
+
 class CheckpointStorage:
     """Checkpoints of one job in a `Storage`."""
 
@@ -341,7 +346,7 @@ class CheckpointStorage:
             A file is missing.
         """
         found: dict[str, str | None] = {}
-        for path in [f"chk-{manifest.checkpoint_id}/_metadata", *(entry.path for entry in manifest.files())]:
+        for path in [f"chk-{manifest.checkpoint_id}/_metadata", *stored_paths(manifest)]:
             name = self.object_name(path)
             try:
                 found[path] = self.storage.key_id(name) if isinstance(self.storage, EncryptedStorage) else None
@@ -399,7 +404,7 @@ class CheckpointStorage:
             logger.warning("old checkpoints at %s were not removed: %s", self.url, error)
 
     def _stored_paths(self, number: CheckpointId) -> set[str]:
-        return {entry.path for entry in self.load(number).files() if entry.data is None}
+        return set(stored_paths(self.load(number)))
 
 
 class SavepointStorage(CheckpointStorage):

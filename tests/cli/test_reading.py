@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 
 import msgspec
 import pyarrow as pa
@@ -194,7 +195,10 @@ def test_exports_that_fail_leave_nothing(cli, url, tmp_path):
     assert "no common Arrow type" in cli.error(2, "checkpoint", "export", url, "counts.arrow", "--state", "counts")
     assert ".jsonl" in cli.error(2, "checkpoint", "export", url, "all.txt")
     assert "nowhere" in cli.error(3, "checkpoint", "export", url, "nowhere/all.csv")
-    delta = max((tmp_path / "state" / "checkpoints" / "store" / "shared").iterdir())
+    with statestore.open(url, max_parallelism=8, clock=FakeClock(1000.0)) as store:
+        store.value_state("large", bytes).update_many(["key-00"], [random.Random(1).randbytes(50_000)])
+        store.checkpoint()  # too large for the manifest
+    (delta,) = (tmp_path / "state" / "checkpoints" / "store" / "shared").iterdir()
     delta.write_bytes(delta.read_bytes()[:-1])
     assert delta.name in cli.error(4, "checkpoint", "export", url, "all.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
