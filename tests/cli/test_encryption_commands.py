@@ -17,7 +17,9 @@ def folder(tmp_path):
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "numbers.jsonl").write_text("".join(f"{n}\n" for n in range(10)))
     (tmp_path / "first.key").write_text(FIRST)
-    (tmp_path / "statestore.toml").write_text('[encryption]\nkey-env = "FIRST_KEY"\n')
+    (tmp_path / "statestore.toml").write_text(
+        '[encryption]\nkey-env = "FIRST_KEY"\n[checkpointing]\ninline-threshold = 0\n'
+    )
     assert statestore("run", "job.py:job", cwd=tmp_path, FIRST_KEY=FIRST).code == 0
     return tmp_path
 
