@@ -62,6 +62,8 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
     tolerable_failed: int = 0
     """How many checkpoints in a row may fail before the job does."""
     num_retained: int = 3
+    orphan_age: Duration = 3600.0
+    """How long files stay that no checkpoint names and none will; 0 is for ever."""
     dir: str | None = None
     base_ratio: float = 1.0
     """A new base is made when the deltas since the last exceed this share of its size."""

@@ -296,7 +296,7 @@ def claim_parts(
             # Its owner was counted elsewhere: the checkpoints were removed, or lie in another place. `restore` decides about the state.
             attempt = checkpoints.claim_attempt(above=error.owner)
             backend = backend_type.open(replace(context, attempt=attempt))
-        log = Log(log_storage(root, keys), job, config.state.max_parallelism, own)
+        log = Log(log_storage(root, keys), job, config.state.max_parallelism, clock, own)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -352,6 +352,7 @@ def _settings(config: Config) -> StoreSettings:
         pending_bytes=config.state.pending_size,
         num_retained=config.checkpointing.num_retained,
         claims=config.state_recovery.claim_mode == "claim",
+        orphan_age=config.checkpointing.orphan_age,
         ttl=TimeToLive(config.state.ttl, config.state.ttl_update, config.state.ttl_time),
         allow_pickle=config.state.allow_pickle,
         renewal=RenewalSettings(

@@ -22,6 +22,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import google_crc32c
@@ -253,6 +254,36 @@ class SegmentReader:
         if self._cache is not None and keep:
             self._cache.put(self.name, index, block, declared + 100 * len(block[0]))
         return block
+
+    def flaws(self) -> Iterator[tuple[CorruptionError, range]]:
+        """Read every block, and yield what is wrong with each, with the key groups that it holds by the index."""
+        position, entries, last, is_sound = len(MAGIC), 0, b"", True
+        for index, (first, offset, length, _) in enumerate(self._blocks):
+            after = self._first_keys[index + 1] if index + 1 < len(self._blocks) else self.last_key
+            groups = range(int.from_bytes(first[:2], "big"), int.from_bytes(after[:2], "big") + 1)
+            try:
+                if offset != position:
+                    raise CorruptionError(self._file, f"a block begins where byte {position} is due", offset=offset)
+                keys, values = self._block(index, keep=False)
+                self._check_block(offset, first, last, keys, values)
+                entries, last = entries + len(keys), keys[-1]
+            except CorruptionError as error:
+                yield error, groups
+                last, is_sound = first, False
+            position = offset + length
+        if is_sound and (entries, last) != (self.entries, self.last_key):
+            problem = f"it has {entries} entries up to key {last.hex()}, its footer says {self.entries} up to {self.last_key.hex()}"
+            yield CorruptionError(self._file, problem), range(self.key_groups[0], self.key_groups[1] + 1)
+
+    def _check_block(
+        self, offset: int, first: bytes, last: bytes, keys: list[bytes], values: list[bytes | None]
+    ) -> None:
+        if not keys or len(keys) != len(values):
+            raise CorruptionError(self._file, f"a block has {len(keys)} keys and {len(values)} values", offset=offset)
+        if keys[0] != first or first <= last or any(a >= b for a, b in pairwise(keys)):
+            raise CorruptionError(self._file, "the keys of a block are out of order", offset=offset)
+        if hidden := next((key for key in keys if not _may_hold(self._bloom, key)), None):
+            raise CorruptionError(self._file, f"the bloom filter denies key {hidden.hex()}", offset=offset)
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """Those of `keys` that the segment knows: their values, None for deleted ones."""

@@ -23,6 +23,7 @@ from statestore import crashpoints
 from statestore.applying import Applier
 from statestore.backend import Backend, SupportsMetrics
 from statestore.checkpoint.claim import claim
+from statestore.checkpoint.collector import CLOSING_SECONDS
 from statestore.checkpoint.manifest import Claim
 from statestore.checkpoint.renewal import RenewalSettings
 from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
@@ -72,6 +73,8 @@ class StoreSettings:
     num_retained: int
     claims: bool
     """Whether a checkpoint or savepoint of elsewhere belongs to the store once it is restored."""
+    orphan_age: float
+    """Seconds, 0 for ever."""
     ttl: TimeToLive
     """Of the states that declare none."""
     allow_pickle: bool
@@ -423,6 +426,7 @@ class StateStore(StateFactory):
         epoch = Epoch(self._epoch + 1)
         size = self._log.append(batch.entries, epoch, CommitRecord(meta, self._times.times(), states))
         self.metrics.wal_bytes += size
+        self._measure_log()
         self._sweep.owe(len(batch.entries) - swept)
         self._epoch, self._meta, self._states_changed = epoch, meta, False
         self._pending.add(batch, epoch, size)
@@ -447,13 +451,21 @@ class StateStore(StateFactory):
         self._trim_log()
 
     def _trim_log(self) -> None:
-        """Drop the log segments that neither the backend nor a checkpoint needs any more."""
+        """Drop the log segments that neither the backend nor a checkpoint needs any more.
+
+        Both must be past it: a lost backend is made again from the checkpoint and the log, a lost tail of the backend from the log. Before
+        the first checkpoint a durable backend alone counts, or the log of a store that makes none would grow without end.
+        """
         # A log that ends with the process serves nothing but the next checkpoint, which can begin with a base of what is applied.
         survives = self._backend.durable or not self._log.durable
         needed = self._applier.persisted if survives else self._epoch
         if self._chain.covered_epoch or not survives:
             needed = min(needed, self._chain.covered_epoch)
         self._log.drop_before(needed)
+        self._measure_log()
+
+    def _measure_log(self) -> None:
+        self.metrics.wal_disk_bytes, self.metrics.wal_begun = self._log.size_bytes, self._log.begun
 
     # Checkpointing
 
@@ -496,7 +508,7 @@ class StateStore(StateFactory):
     def begin_savepoint(self, info: CheckpointInfo, dir: str) -> PendingSavepoint:
         """A savepoint of a complete checkpoint of this store, to be finished while the store goes on.
 
-        Until `finish` has ended, which must be called, no old checkpoint is removed.
+        Until `finish` has ended, which must be called, that checkpoint is not removed.
         """
         return PendingSavepoint(self.checkpoints, info.manifest, dir, self._clock)
 
@@ -525,6 +537,10 @@ class StateStore(StateFactory):
         self._complete(self._chain.completed(info))
         self._chain.renew()
         crashpoints.reach("checkpoint.completed")
+
+    def collected(self, seconds: float = CLOSING_SECONDS) -> bool:
+        """Wait until no old checkpoints are being removed in the background; False when it takes longer than this."""
+        return self._chain.collector.wait(seconds)
 
     def abort(self, pending: PendingCheckpoint) -> bool:
         """Give a pending checkpoint up: it will never complete. False when it is completing already, so wait for it instead."""
@@ -567,6 +583,7 @@ class StateStore(StateFactory):
         try:
             if self._backend.durable and self._failure is None:
                 self._applier.finish()
+            self.collected()
         finally:
             self.release()
 

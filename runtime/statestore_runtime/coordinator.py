@@ -83,6 +83,10 @@ class CheckpointCoordinator:
         """Whether the pending checkpoint has had its time."""
         return self.is_pending and self._clock.monotonic() - self._begun >= self._timeout
 
+    def is_stuck(self) -> bool:
+        """Whether it has had twice its time, which only one that can't be given up any more gets."""
+        return self.is_pending and self._clock.monotonic() - self._begun >= 2 * self._timeout
+
     def complete(self) -> None:
         """The pending checkpoint is complete."""
         self._end()

@@ -283,6 +283,8 @@ class _Execution:
                 seconds=now - self._begun,
                 checkpoints=self._coordinator.completed,
                 state_bytes=self._store.metrics.state_bytes,
+                wal_disk_bytes=self._store.metrics.wal_disk_bytes,
+                wal_age_seconds=self._store.metrics.wal_age_seconds,
             )
         )
         after = self._clock.monotonic()
@@ -341,6 +343,9 @@ class _Execution:
             self._pending = None
             reason = f"it took longer than checkpointing.timeout ({self._config.checkpointing.timeout:g} s)"
             self._failed(pending, UnavailableError("checkpoint", self._store.describe()[1], reason))
+        elif self._coordinator.is_stuck():
+            reason = "writing its manifest takes for ever, so that only a new start can tell whether it is complete"
+            raise UnavailableError("checkpoint", self._store.describe()[1], reason)
 
     def _complete(self, info: CheckpointInfo) -> None:
         self._store.complete(info)
@@ -427,6 +432,8 @@ class _Execution:
             last_checkpoint=self._last_checkpoint,
             state_bytes=metrics.state_bytes,
             uploaded_bytes=metrics.uploaded_bytes,
+            wal_disk_bytes=metrics.wal_disk_bytes,
+            wal_age_seconds=metrics.wal_age_seconds,
             outputs=[sink.place for sink in self._sinks.values() if sink.place is not None],
             shares={activity: seconds / total for activity, seconds in spent.items()},
         )

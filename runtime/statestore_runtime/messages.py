@@ -63,6 +63,10 @@ class Progress(Message, tag="progress", kw_only=True, frozen=True):
     checkpoints: int
     state_bytes: int
     """Size of the last checkpoint, base and deltas together."""
+    wal_disk_bytes: int = 0
+    """Bytes of the log that are kept."""
+    wal_age_seconds: float = 0.0
+    """Age of the oldest of them."""
 
 
 class CheckpointCompleted(Message, tag="checkpoint-completed", kw_only=True, frozen=True):
@@ -95,6 +99,8 @@ class Finished(Message, tag="finished", kw_only=True, frozen=True):
     last_checkpoint: int | None
     state_bytes: int
     uploaded_bytes: int
+    wal_disk_bytes: int
+    wal_age_seconds: float
     outputs: list[str]
     shares: dict[str, float]
     """Share of total time by activity: wal, persistence, checkpoint, heartbeat, recovery."""

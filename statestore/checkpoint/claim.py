@@ -12,6 +12,7 @@ import logging
 
 from statestore import crashpoints
 from statestore.checkpoint.manifest import Claim, Manifest, manifest_sha256
+from statestore.checkpoint.retention import remove_up_to
 from statestore.checkpoint.storage import CheckpointStorage, SavepointStorage, locate_checkpoint
 from statestore.errors import CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
 from statestore.io import redacted
@@ -49,7 +50,11 @@ def settle_claim(manifest: Manifest, num_retained: int, own: CheckpointStorage) 
         return claimed
     try:
         remove_claimed(claimed, own)
-    except UnavailableError as error:  # it is tried again after the next checkpoint
+    except (
+        UnavailableError,
+        CheckpointNotFoundError,
+        CorruptionError,
+    ) as error:  # it is tried again after the next checkpoint
         logger.warning("%s, which was claimed, was not removed: %s", claimed.path, error)
         return claimed
     return None
@@ -58,7 +63,7 @@ def settle_claim(manifest: Manifest, num_retained: int, own: CheckpointStorage) 
 def remove_claimed(claimed: Claim, own: CheckpointStorage) -> None:
     """Remove a claimed savepoint, or a claimed checkpoint and the older ones of its job, which it shares files with.
 
-    Files that newer checkpoints there name stay. Raises UnavailableError.
+    Those that are pinned there stay, and files that newer checkpoints name. Raises as `collect` does.
     """
     crashpoints.reach("claim.removing")
     try:
@@ -70,6 +75,5 @@ def remove_claimed(claimed: Claim, own: CheckpointStorage) -> None:
     if manifest_sha256(manifest) != claimed.sha256:
         logger.warning("%s is not what was claimed any more, and stays", claimed.path)
         return
-    numbers = checkpoints.retained()
-    checkpoints.remove([n for n in numbers if n <= number], [n for n in numbers if n > number])
+    remove_up_to(checkpoints, number)
     crashpoints.reach("claim.removed")

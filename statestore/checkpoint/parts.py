@@ -14,7 +14,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from statestore.checkpoint.claim import settle_claim
 from statestore.checkpoint.manifest import (
     Base,
     BaseEntry,
@@ -100,10 +99,9 @@ def complete_parts(
     manifests: Sequence[Manifest],
     meta: dict[str, Any] | None = None,
     *,
-    num_retained: int = 3,
     seconds: float = 0.0,
 ) -> CheckpointInfo:
-    """Complete the checkpoint whose parts several stores have uploaded, and collect old ones; then every store's `complete` is due.
+    """Complete the checkpoint whose parts several stores have uploaded; then every store's `complete` is due.
 
     Parameters
     ----------
@@ -120,8 +118,7 @@ def complete_parts(
         As `CheckpointStorage.complete` does.
     """
     manifest = checkpoints.complete_next(combined(manifests, meta))
-    checkpoints.collect_quietly(num_retained)
-    return CheckpointInfo.of(manifest, checkpoints, seconds, settle_claim(manifest, num_retained, checkpoints))
+    return CheckpointInfo.of(manifest, checkpoints, seconds)
 
 
 def combined(manifests: Sequence[Manifest], meta: dict[str, Any] | None = None) -> Manifest:

@@ -23,6 +23,7 @@ import msgspec
 
 from statestore import crashpoints
 from statestore.checkpoint.manifest import BaseEntry, Manifest, Part, SegmentEntry, encode_manifest
+from statestore.checkpoint.retention import remove_up_to
 from statestore.checkpoint.storage import METADATA, CheckpointStorage, SavepointStorage, locate_checkpoint
 from statestore.checkpoint.view import CheckpointView
 from statestore.clock import Clock
@@ -52,14 +53,14 @@ class PendingSavepoint:
 
     def __init__(self, checkpoints: CheckpointStorage, manifest: Manifest, dir: str, clock: Clock):
         self._checkpoints, self._manifest, self._dir, self._clock = checkpoints, manifest, dir, clock
-        checkpoints.hold()
+        checkpoints.held[manifest.checkpoint_id] += 1
 
     def finish(self) -> SavepointInfo:
         """Copy the checkpoint. Raises as `save_checkpoint` does; to try again, begin another."""
         try:
             return save_checkpoint(self._checkpoints, self._manifest, self._dir, self._clock)
         finally:
-            self._checkpoints.let_go()
+            self._checkpoints.held[self._manifest.checkpoint_id] -= 1
 
 
 def save_checkpoint(
@@ -144,7 +145,7 @@ class SavepointWriter:
             if not overwrite:
                 raise self._taken()
             savepoint, number = locate_checkpoint(dir, open_storage=open_storage)
-            savepoint.remove([number], [])
+            remove_up_to(savepoint, number)
         found = _read_progress(storage)
         if found is not None and found.progress.source == source.identity and _are_there(storage, found.segments):
             self._unfinished = found

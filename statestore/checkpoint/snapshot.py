@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.backend import Backend
-from statestore.checkpoint.claim import settle_claim
+from statestore.checkpoint.collector import Collector
 from statestore.checkpoint.manifest import INLINE_MAX_BYTES, Base, Claim, Manifest, Part
 from statestore.checkpoint.native import Apply
 from statestore.checkpoint.renewal import Renewal
@@ -54,13 +54,9 @@ class CheckpointInfo:
     path: str
     """As `restore` takes it."""
     manifest: Manifest
-    claimed: Claim | None = None
-    """What the store was restored from and still is to remove."""
 
     @classmethod
-    def of(
-        cls, manifest: Manifest, checkpoints: CheckpointStorage, seconds: float, claimed: Claim | None
-    ) -> CheckpointInfo:
+    def of(cls, manifest: Manifest, checkpoints: CheckpointStorage, seconds: float) -> CheckpointInfo:
         """What there is to know of a checkpoint that was just completed."""
         return cls(
             checkpoint_id=manifest.checkpoint_id,
@@ -70,7 +66,6 @@ class CheckpointInfo:
             seconds=seconds,
             path=checkpoints.path_of(manifest.checkpoint_id),
             manifest=manifest,
-            claimed=claimed,
         )
 
 
@@ -86,7 +81,7 @@ class PendingCheckpoint:
         self._decided = False
 
     def finish(self) -> CheckpointInfo:
-        """Upload what is not in the storage yet, write the manifest, collect old checkpoints.
+        """Upload what is not in the storage yet, write the manifest.
 
         Raises
         ------
@@ -146,14 +141,19 @@ class SnapshotChain:
         self._checkpoints, self._log, self._backend = checkpoints, log, backend
         self._metrics, self._clock, self._attempt, self._run = metrics, clock, attempt, run
         self._settings, self._max_parallelism, self._key_groups = settings, max_parallelism, key_groups
-        self._uploader, self._claimed = Uploader(checkpoints, settings.renewal.inline_bytes), claimed
+        self._uploader = Uploader(checkpoints, settings.renewal.inline_bytes)
         self._base: Base | None = recovered.base
         self._deltas = recovered.deltas
         self._uploaded_sequence = recovered.uploaded_sequence
+        self._has_completed = False
         self.newest_id = recovered.newest_id
         """Number of the newest checkpoint in the storage, 0 when there is none."""
         self.covered_epoch = recovered.checkpoint_epoch if recovered.base or recovered.deltas else Epoch(0)
         """Epoch of the last complete checkpoint that the next one continues, 0 when there is none."""
+        self.collector = Collector(
+            checkpoints, attempt, settings=settings, clock=clock, metrics=metrics, claimed=claimed
+        )
+        """Removes old checkpoints and orphans in the background."""
         self._adopted_bytes = 0
         """Stored in the background, and not part of a complete checkpoint yet."""
         self._renewal = Renewal(
@@ -206,7 +206,7 @@ class SnapshotChain:
             parts=[part],
             meta=meta,
             times=times,
-            claimed=self._claimed,
+            claimed=self.collector.claimed,
         )
         return PendingCheckpoint(self, segments, manifest, self._clock.monotonic(), base=base)
 
@@ -222,7 +222,8 @@ class SnapshotChain:
         with self._metrics.time("checkpoint"):
             (part,) = manifest.parts
             first = (part.deltas or segments)[0].first_epoch
-            if base or first > part.base_epoch + 1:  # the log's beginning is gone: only a base can stand for it
+            # The log's beginning is gone, or files that were there at the opening are: only a base can stand for them.
+            if base or first > part.base_epoch + 1 or self._has_lost(manifest):
                 part = self._with_new_base(part)
             room = INLINE_MAX_BYTES - sum(len(file.data or b"") for delta in part.deltas for file in delta.files())
             after_base = [segment for segment in segments if segment.last_epoch > part.base_epoch]
@@ -247,21 +248,29 @@ class SnapshotChain:
             if not pending.decide():
                 raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up")
             manifest = self._checkpoints.complete_next(manifest)
-            claimed = manifest.claimed
-            if not is_hydrating(self._backend):  # or files that are still to be read could go
-                self._checkpoints.collect_quietly(self._settings.num_retained)
-                claimed = settle_claim(manifest, self._settings.num_retained, self._checkpoints)
-        return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun, claimed)
+        return CheckpointInfo.of(manifest, self._checkpoints, self._clock.monotonic() - pending.begun)
+
+    def _has_lost(self, inherited: Manifest) -> bool:
+        """Whether files that this attempt builds on have gone before its first checkpoint names them; nothing removes them afterwards."""
+        if self._has_completed:
+            return False
+        names = [self._checkpoints.object_name(path) for path in self._checkpoints.stored_files(inherited)]
+        missing = [name for name in names if not self._checkpoints.storage.exists(name)]
+        for name in missing:
+            logger.warning("%s/%s is gone: a new base is made in its place", self._checkpoints.storage.url, name)
+        return bool(missing)
 
     def completed(self, info: CheckpointInfo) -> Epoch:
         """Build on this checkpoint from now on; returns the epoch that it has of this store."""
         part = info.manifest.part_of(self._key_groups)
         assert part is not None, "a checkpoint of this store has a part of it"
-        self.newest_id, self.covered_epoch, self._claimed = info.checkpoint_id, part.epoch, info.claimed
+        self.newest_id, self.covered_epoch, self._has_completed = info.checkpoint_id, part.epoch, True
         self._base, self._deltas, self._uploaded_sequence = part.base, part.deltas, part.log_sequence
         self._adopted_bytes = 0
         self._metrics.state_bytes = sum(file.size for file in part.files())
         self._metrics.uploaded_bytes += part.uploaded_bytes
+        if self._key_groups.start == 0 and not is_hydrating(self._backend):  # one of a job's stores does it for all
+            self.collector.start(info.manifest)  # while the backend is filled, files that are still to be read could go
         return part.epoch
 
     def renew(self) -> None:
@@ -277,5 +286,6 @@ class SnapshotChain:
         self._renewal.raise_failure()
 
     def close(self) -> None:
-        """Give up what is being made in the background, if anything."""
+        """Stop collecting, and give up what is being made in the background, if anything."""
+        self.collector.close()
         self._renewal.close()

@@ -1,8 +1,10 @@
-"""Where a job's checkpoints are: finding, completing, verifying and collecting them.
+"""Where a job's checkpoints are: finding, pinning and completing them.
 
     <dir>/<job>/attempts/<n>          attempt n was begun by whoever made this file (create-if-absent: the fencing token)
     <dir>/<job>/chk-<n>/_metadata     the manifest, see `manifest.py`
-    <dir>/<job>/shared/...            bases and deltas, with names unique to the attempt
+    <dir>/<job>/chk-<n>/_removing     what was the manifest, while the checkpoint is being removed, see `retention.py`
+    <dir>/<job>/pins/<n>              what is pinned, see `pins.py`
+    <dir>/<job>/shared/...            bases and deltas; their names hold the number of the attempt that made them
     <dir>/<job>/_latest               hint: a checkpoint number near the newest, so that not all need be probed
 
 A savepoint is a folder of its own, `<anywhere>/_metadata` beside its files, see `savepoint.py`.
@@ -11,7 +13,7 @@ Invariants:
 - checkpoint and attempt numbers have no gaps, so the newest is found by asking for the next until there is none: a stale listing or hint
   can cost time, never a decision;
 - a checkpoint number is taken only by completing it; a failed checkpoint leaves no number behind;
-- collecting goes from the oldest up and removes a manifest last, so what it interrupts can be finished by the next.
+- an attempt's own object goes only after a newer attempt has completed a checkpoint, oldest first: whoever misses his own is fenced.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import json
 import logging
 import re
 import secrets
-import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -35,12 +37,12 @@ from statestore.checkpoint.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from statestore.checkpoint.pins import Pins
 from statestore.errors import (
     CheckpointNotFoundError,
     CorruptionError,
     EncryptionKeyError,
     FencedError,
-    StateStoreError,
     UnavailableError,
     UsageError,
 )
@@ -51,6 +53,7 @@ from statestore.types import Attempt, CheckpointId
 logger = logging.getLogger("statestore.checkpoint")
 
 METADATA = "_metadata"
+REMOVING = "_removing"
 MOVED = (
     "which shares files with the others there, so it can't be moved or copied alone: "
     "copy the job's whole folder under its own name, or make a savepoint"
@@ -123,11 +126,6 @@ def _open_savepoint(path: str, opener: OpenStorage) -> SavepointStorage:
     return SavepointStorage(storage, manifest, opener)
 
 
-def stored_paths(manifest: Manifest) -> list[str]:
-    """Paths of a checkpoint's files, those left out that stand in the manifest itself."""
-    return [entry.path for entry in manifest.files() if entry.data is None]
-
-
 class CheckpointStorage:
     """Checkpoints of one job in a `Storage`."""
 
@@ -136,7 +134,9 @@ class CheckpointStorage:
         self.open_storage = open_storage
         """Opens places of other checkpoints, with the same keys."""
         self.url = f"{storage.url.rstrip('/')}/{job}"
-        self._collecting, self._holds = threading.Lock(), 0
+        self.pins = Pins(storage, f"{job}/pins")
+        self.held: Counter[CheckpointId] = Counter()
+        """Checkpoints that this process reads for a while, and removes only after that; how many times each."""
 
     @staticmethod
     def jobs(storage: Storage) -> list[str]:
@@ -148,8 +148,17 @@ class CheckpointStorage:
         """Full path of a checkpoint, as `restore` takes it."""
         return f"{self.url}/chk-{checkpoint_id}"
 
-    def _manifest_name(self, checkpoint_id: int) -> str:
+    def manifest_name(self, checkpoint_id: int) -> str:
+        """Name in the storage of a checkpoint's manifest."""
         return f"{self.job}/chk-{checkpoint_id}/{METADATA}"
+
+    def removing_name(self, checkpoint_id: int) -> str:
+        """Name in the storage of what says that a checkpoint is being removed."""
+        return f"{self.job}/chk-{checkpoint_id}/{REMOVING}"
+
+    def is_file_of_one(self, path: str) -> bool:
+        """Whether this can be the path of a checkpoint's file: no manifest makes anything else go."""
+        return path.startswith("shared/")
 
     def object_name(self, path: str) -> str:
         """Name in the storage of a manifest's path."""
@@ -162,7 +171,7 @@ class CheckpointStorage:
         claim = (
             secrets.token_hex(16).encode() + b"\n"
         )  # so that a storage can tell our claim from another's, when a reply is lost
-        number = self._probe_up("attempts/", self._hint("attempt"), self._attempt_name)
+        number: int = self.newest_attempt()
         while True:
             number += 1
             try:
@@ -173,6 +182,21 @@ class CheckpointStorage:
                 self._write_hint(attempt=number)
                 return Attempt(number)
 
+    def newest_attempt(self) -> Attempt:
+        """Number of the attempt begun last, 0 when there was none."""
+        hint = floor = self._hint("attempt")
+        if not hint or not self.has_attempt(hint):
+            hint = floor = self._attempt_of_newest_checkpoint()
+        return Attempt(max(floor, self._probe_up("attempts/", hint, self._attempt_name)))
+
+    def _attempt_of_newest_checkpoint(self) -> int:
+        for number in reversed(self.retained()):
+            try:
+                return self.load(number).attempt
+            except CorruptionError:
+                continue
+        return 0
+
     def has_attempt(self, attempt: int) -> bool:
         """Whether this attempt was begun here."""
         return self.storage.exists(self._attempt_name(attempt))
@@ -181,16 +205,34 @@ class CheckpointStorage:
         return f"{self.job}/attempts/{number}"
 
     def check_owner(self, attempt: Attempt) -> None:
-        """Raise FencedError when a newer attempt has begun."""
+        """Make sure that this attempt owns the job still.
+
+        Raises
+        ------
+        FencedError
+            A newer attempt has begun.
+        UnavailableError
+            The folder was emptied.
+        """
         if self.storage.exists(self._attempt_name(attempt + 1)):
             raise FencedError(self.url, attempt)
+        if not self.storage.exists(self._attempt_name(attempt)):
+            newest = self.newest_attempt()
+            if newest > attempt:
+                raise FencedError(self.url, attempt, newest)
+            reason = f"attempt {attempt} was begun there, and nothing of it is left"
+            raise UnavailableError("checkpoint folder", self.url, reason, hint="was it emptied or moved?")
 
     # Finding
 
     def latest(self) -> CheckpointId | None:
         """Number of the newest complete checkpoint, None when there is none."""
-        newest = self._probe_up("chk-", self._hint("checkpoint"), self._manifest_name)
+        newest = self._probe_up("chk-", self._hint("checkpoint"), self.manifest_name)
         return CheckpointId(newest) if newest else None
+
+    def newest_told(self) -> int:
+        """Number of the newest checkpoint as the hint has it, 0 when it tells none; it may be gone, or not the newest any more."""
+        return self._hint("checkpoint")
 
     def _probe_up(self, folder_prefix: str, hint: int, name_of: Callable[[int], str]) -> int:
         """Greatest existing number, found from a hint by asking for the next one until there is none."""
@@ -229,7 +271,7 @@ class CheckpointStorage:
         CorruptionError
             Its manifest is damaged, or is not that checkpoint's.
         """
-        name = self._manifest_name(checkpoint_id)
+        name = self.manifest_name(checkpoint_id)
         try:
             data = self.storage.read(name)
         except FileNotFoundError:
@@ -242,17 +284,47 @@ class CheckpointStorage:
 
     def exists(self, checkpoint_id: CheckpointId) -> bool:
         """Whether there is such a checkpoint."""
-        return self.storage.exists(self._manifest_name(checkpoint_id))
+        return self.storage.exists(self.manifest_name(checkpoint_id))
 
     def retained(self) -> list[CheckpointId]:
-        """Numbers of the complete checkpoints, ascending."""
+        """Numbers of the newest complete checkpoints down to the first gap, ascending."""
         newest = self.latest()
         if newest is None:
             return []
         oldest: int = newest
-        while oldest > 1 and self.storage.exists(self._manifest_name(oldest - 1)):
+        while oldest > 1 and self.storage.exists(self.manifest_name(oldest - 1)):
             oldest -= 1
         return [CheckpointId(number) for number in range(oldest, newest + 1)]
+
+    # Pinning
+
+    def pin(self, checkpoint_id: CheckpointId) -> None:
+        """Keep a checkpoint until `unpin`, whatever is collected.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CorruptionError
+            There is none of this number, or it can't be read.
+        UnavailableError
+            It is just being removed.
+        """
+        self.load(checkpoint_id)
+        self.pins.add(checkpoint_id)
+        # Whoever removes it says so first, and looks at the pins after that: one of the two sees the other.
+        names = self.removing_name(checkpoint_id), self.manifest_name(checkpoint_id)
+        if self.storage.exists(names[0]) or not self.storage.exists(names[1]):
+            self.pins.remove(checkpoint_id)
+            raise UnavailableError("checkpoint", self.path_of(checkpoint_id), "it is just being removed")
+
+    def unpin(self, checkpoint_id: CheckpointId) -> None:
+        """Let the checkpoint go like any other of its age. Raises UsageError when it is not pinned."""
+        if checkpoint_id not in self.pins.numbers():
+            raise UsageError(f"checkpoint {self.path_of(checkpoint_id)} is not pinned")
+        self.pins.remove(checkpoint_id)
+
+    def restorable(self) -> list[CheckpointId]:
+        """Numbers of the retained and of the pinned checkpoints, ascending."""
+        return sorted({*self.retained(), *self.pins.numbers()})
 
     # Completing
 
@@ -269,7 +341,7 @@ class CheckpointStorage:
             This attempt has completed this number before, though that was reported as a failure.
         """
         self.check_owner(manifest.attempt)
-        name, data = self._manifest_name(manifest.checkpoint_id), encode_manifest(manifest)
+        name, data = self.manifest_name(manifest.checkpoint_id), encode_manifest(manifest)
         try:
             self.storage.create(name, data)
         except FileExistsError:
@@ -298,25 +370,51 @@ class CheckpointStorage:
             else:
                 return manifest
 
-    # Verifying
+    def time(self) -> float:
+        """When the hint was written last, which each checkpoint does, by the storage's own clock: not after now. 0 when not known."""
+        try:
+            return self.storage.modified(f"{self.job}/_latest")
+        except (FileNotFoundError, UnavailableError):
+            return 0.0
+
+    def touch(self) -> float:
+        """The storage's time now. Writes the hint again."""
+        self._write_hint()
+        return self.time()
+
+    # Reading
+
+    @staticmethod
+    def stored_files(manifest: Manifest) -> dict[str, FileEntry]:
+        """Files of a checkpoint that lie in the storage, and don't stand in the manifest itself, by their paths."""
+        return {entry.path: entry for entry in manifest.files() if entry.data is None}
+
+    def place_of(self, entry: FileEntry) -> str:
+        """Where a file of a checkpoint lies, for messages."""
+        return f"{self.storage.url}/{self.object_name(entry.path)}"
+
+    def read_bytes(self, entry: FileEntry) -> bytes:
+        """A file of a checkpoint as it is. Raises CorruptionError when it is missing."""
+        if entry.data is not None:
+            return entry.data
+        try:
+            return self.storage.read(self.object_name(entry.path))
+        except FileNotFoundError:
+            raise CorruptionError(self.place_of(entry), "the file is missing") from None
 
     def read_file(self, entry: FileEntry) -> bytes:
-        """A file of a checkpoint, checked.
+        """A file of a checkpoint, checked, whole in memory: writers keep files to 64 MiB or so.
 
         Raises
         ------
         CorruptionError
             The file is missing, or is not what the manifest says.
         """
-        name = self.object_name(entry.path)
-        try:
-            data = self.storage.read(name) if entry.data is None else entry.data
-        except FileNotFoundError:
-            raise CorruptionError(f"{self.storage.url}/{name}", "the file is missing") from None
+        data = self.read_bytes(entry)
         if len(data) != entry.size:
-            raise CorruptionError(f"{self.storage.url}/{name}", f"it has {len(data)} bytes instead of {entry.size}")
+            raise CorruptionError(self.place_of(entry), f"it has {len(data)} bytes instead of {entry.size}")
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise CorruptionError(f"{self.storage.url}/{name}", "it does not match its hash in the manifest")
+            raise CorruptionError(self.place_of(entry), "it does not match its hash in the manifest")
         return data
 
     def open_segment(self, entry: SegmentEntry, cache: BlockCache | None = None) -> SegmentReader:
@@ -327,16 +425,6 @@ class CheckpointStorage:
             storage.write(name, entry.data)
         return SegmentReader(storage, name, size=entry.size, cache=cache)
 
-    def verify(self, manifest: Manifest) -> list[str]:
-        """Read and hash every file; one line for each that is damaged or missing."""
-        problems = []
-        for entry in manifest.files():
-            try:
-                self.read_file(entry)
-            except CorruptionError as error:
-                problems.append(str(error))
-        return problems
-
     def key_ids(self, manifest: Manifest) -> dict[str, str | None]:
         """For the manifest and every file of a checkpoint, the id of the key it is encrypted with, None where it is not encrypted.
 
@@ -346,65 +434,13 @@ class CheckpointStorage:
             A file is missing.
         """
         found: dict[str, str | None] = {}
-        for path in [f"chk-{manifest.checkpoint_id}/_metadata", *stored_paths(manifest)]:
+        for path in [f"chk-{manifest.checkpoint_id}/_metadata", *self.stored_files(manifest)]:
             name = self.object_name(path)
             try:
                 found[path] = self.storage.key_id(name) if isinstance(self.storage, EncryptedStorage) else None
             except FileNotFoundError:
                 raise CorruptionError(f"{self.storage.url}/{name}", "the file is missing") from None
         return found
-
-    # Collecting
-
-    def collect(self, keep: int) -> int:
-        """Remove all but the newest `keep` checkpoints and the files only they name; returns the number of files removed.
-
-        A file goes only if no retained manifest names it. When any manifest concerned can't be read, nothing is removed.
-        """
-        with self._collecting:
-            if self._holds > 0:
-                return 0
-            numbers = self.retained()
-            return self.remove(numbers[:-keep], numbers[-keep:])
-
-    def hold(self) -> None:
-        """Let `collect` remove nothing until `let_go` is called; waits for one that is at work."""
-        with self._collecting:
-            self._holds += 1
-
-    def let_go(self) -> None:
-        """Take one `hold` back."""
-        with self._collecting:
-            self._holds -= 1
-
-    def remove(self, doomed: Sequence[CheckpointId], kept: Sequence[CheckpointId]) -> int:
-        """Remove checkpoints (ascending) and the files that none of `kept` names; see `collect`."""
-        if not doomed:
-            return 0
-        try:
-            needed = {path for number in kept for path in self._stored_paths(number)}
-            garbage = {number: self._stored_paths(number) - needed for number in doomed}
-        except StateStoreError as error:
-            logger.warning("no checkpoint is removed, because one can't be read: %s", error)
-            return 0
-        removed: set[str] = set()
-        for number in doomed:
-            for path in sorted(garbage[number] - removed):
-                self.storage.delete(self.object_name(path))
-            removed |= garbage[number]
-            self.storage.delete(self._manifest_name(number))
-        crashpoints.reach("checkpoint.collected")
-        return len(removed)
-
-    def collect_quietly(self, keep: int) -> None:
-        """As `collect`, where the storage may fail: what is left then is collected after the next checkpoint."""
-        try:
-            self.collect(keep)
-        except UnavailableError as error:
-            logger.warning("old checkpoints at %s were not removed: %s", self.url, error)
-
-    def _stored_paths(self, number: CheckpointId) -> set[str]:
-        return set(stored_paths(self.load(number)))
 
 
 class SavepointStorage(CheckpointStorage):
@@ -430,5 +466,18 @@ class SavepointStorage(CheckpointStorage):
         """The path itself: it is relative to the folder."""
         return path
 
-    def _manifest_name(self, checkpoint_id: int) -> str:
+    def manifest_name(self, checkpoint_id: int) -> str:
+        """Beside the files."""
         return METADATA
+
+    def removing_name(self, checkpoint_id: int) -> str:
+        """Beside the files."""
+        return REMOVING
+
+    def is_file_of_one(self, path: str) -> bool:
+        """It lies in the folder, and is not what `statestore` knows it by."""
+        return "/" not in path and not path.startswith("_")
+
+    def pin(self, checkpoint_id: CheckpointId) -> None:
+        """Raise UsageError."""
+        raise UsageError(f"{self.url} is a savepoint, which stays anyhow")

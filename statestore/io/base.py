@@ -43,6 +43,18 @@ class Storage(ABC):
     def list(self, folder: str = "") -> list[str]:
         """Names below `folder`, whole and sorted, at any depth. A hint: never decide on recovery by it."""
 
+    @abstractmethod
+    def modified(self, name: str) -> float:
+        """When `name` was last written, in seconds since the Unix epoch by the clock of the place. Raises FileNotFoundError.
+
+        Raises UnavailableError where the place does not tell."""
+
+    def tidy(self, folder: str, before: float) -> int:
+        """Remove what no one can name, of before this moment: what interrupted writes left below `folder`, and empty folders.
+
+        Returns the number of files removed; most places keep nothing of the kind."""
+        return 0
+
     def link(self, name: str, path: Path) -> bool:
         """Give the object the further name `path` on the local disk; False where it has to be copied. Raises FileNotFoundError."""
         return False

@@ -164,6 +164,14 @@ class EncryptedStorage(Storage):
     def _stored_header(self, name: str) -> Header | None:
         return self._header(name, self.inner.read(name, 0, HEADER_BYTES))
 
+    def modified(self, name: str) -> float:
+        """When the object was written."""
+        return self.inner.modified(name)
+
+    def tidy(self, folder: str, before: float) -> int:
+        """Tidy."""
+        return self.inner.tidy(folder, before)
+
     def list(self, folder: str = "") -> list[str]:
         """List."""
         return self.inner.list(folder)

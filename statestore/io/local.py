@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from statestore.clock import Clock
-from statestore.errors import ClosedError, UnavailableError
+from statestore.errors import ClosedError, CorruptionError, UnavailableError
 from statestore.io.base import Appender, AppendStorage, checked_name, unavailable
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -61,7 +63,10 @@ class LocalAppender:
 
 
 class LocalStorage(AppendStorage):
-    """A folder of the local file system, with every file and folder entry synced."""
+    """A folder of the local file system, with every file and folder entry synced.
+
+    Folders may be symbolic links, objects not: reading one raises CorruptionError.
+    """
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root).absolute()
@@ -85,7 +90,7 @@ class LocalStorage(AppendStorage):
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read from the file."""
-        with self._path(name).open("rb", buffering=0) as file:
+        with self._opened(self._path(name)) as file:
             if start:
                 file.seek(start)
             if length is None:
@@ -94,6 +99,15 @@ class LocalStorage(AppendStorage):
             while len(data) < length and (more := file.read(length - len(data))):
                 data += more
             return data
+
+    @staticmethod
+    def _opened(path: Path) -> FileIO:
+        try:
+            return FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptionError(str(path), "it is a symbolic link, which nothing here makes") from error
+            raise
 
     def write(self, name: str, data: bytes) -> None:
         """Write a temporary file, sync it, rename it over `name`, sync the folder."""
@@ -107,9 +121,8 @@ class LocalStorage(AppendStorage):
         path = self._path(name)
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
         try:
-            self._make_folder(path.parent)
             try:
-                file = LocalAppender(temporary)
+                file = self._temporary(temporary)
                 try:
                     file.write(data)
                     file.sync()
@@ -124,6 +137,14 @@ class LocalStorage(AppendStorage):
         except OSError as error:
             raise unavailable(str(path), error) from error
 
+    def _temporary(self, path: Path) -> LocalAppender:
+        self._make_folder(path.parent)
+        try:
+            return LocalAppender(path)
+        except FileNotFoundError:  # the folder was empty, and tidied away just now
+            self._make_folder(path.parent)
+            return LocalAppender(path)
+
     def delete(self, name: str) -> None:
         """Unlink the file and sync its folder."""
         path = self._path(name)
@@ -136,8 +157,23 @@ class LocalStorage(AppendStorage):
             raise unavailable(str(path), error) from error
 
     def size(self, name: str) -> int:
-        """Size from the file system."""
-        return self._path(name).stat().st_size
+        """Size from the file system; of a symbolic link, not of what it leads to."""
+        return self._path(name).lstat().st_size
+
+    def modified(self, name: str) -> float:
+        """Modification time from the file system."""
+        return self._path(name).lstat().st_mtime
+
+    def tidy(self, folder: str, before: float) -> int:
+        """Remove old temporary files and old empty folders; `folder` itself stays."""
+        removed, top = 0, self._path(folder)
+        for base, folders, files in os.walk(top, topdown=False):
+            for name in files:
+                if name.startswith(TEMPORARY_PREFIX):
+                    removed += _removed_if_old(Path(base, name), before, Path.unlink)
+            for name in folders:
+                _removed_if_old(Path(base, name), before, Path.rmdir)  # refused where something is in it
+        return removed
 
     def identity(self, name: str) -> tuple[int, int, int]:
         """Size, inode and time of change: what differs between files that are not the same."""
@@ -186,6 +222,16 @@ class LocalStorage(AppendStorage):
             raise
         except OSError as error:
             raise unavailable(str(path), error) from error
+
+
+def _removed_if_old(path: Path, before: float, remove: Callable[[Path], None]) -> bool:
+    try:
+        if path.is_symlink() or path.stat().st_mtime >= before:
+            return False
+        remove(path)
+    except OSError:  # someone uses it, or was faster
+        return False
+    return True
 
 
 class FolderLock:

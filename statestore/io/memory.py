@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
 
+from statestore.clock import Clock, SystemClock
 from statestore.io.base import Appender, AppendStorage, checked_name
 
 
@@ -30,10 +32,11 @@ class MemoryStorage(AppendStorage):
 
     durable = False
 
-    def __init__(self, url: str = "memory:"):
+    def __init__(self, url: str = "memory:", clock: Clock | None = None):
         self.url = url
         self.objects: dict[str, bytes] = {}
         self._creating = threading.Lock()
+        self._clock, self._modified = clock or SystemClock(), dict[str, float]()
 
     def _held(self, name: str) -> bytes:
         try:
@@ -47,22 +50,30 @@ class MemoryStorage(AppendStorage):
 
     def write(self, name: str, data: bytes) -> None:
         """Set the object."""
-        self.objects[checked_name(name)] = data
+        self._modified[checked_name(name)] = self._clock.time()
+        self.objects[name] = data
 
     def create(self, name: str, data: bytes) -> None:
         """Set the object if it is not there; atomic between threads."""
         with self._creating:
             if checked_name(name) in self.objects:
                 raise FileExistsError(errno.EEXIST, "object exists", f"{self.url}/{name}")
+            self._modified[name] = self._clock.time()
             self.objects[name] = data
 
     def delete(self, name: str) -> None:
         """Forget the object."""
         self.objects.pop(checked_name(name), None)
+        self._modified.pop(name, None)
 
     def size(self, name: str) -> int:
         """Length of the object."""
         return len(self._held(name))
+
+    def modified(self, name: str) -> float:
+        """When it was set, by this storage's clock."""
+        self._held(name)
+        return self._modified.get(name, math.inf)  # it is being set just now
 
     def list(self, folder: str = "") -> list[str]:
         """All names that start with the folder."""

@@ -12,12 +12,15 @@ from statestore.errors import ConfigError, StateStoreError
 from statestore.io.base import Storage, checked_name, unavailable
 from statestore.io.urls import redacted
 
+CONFLICTS_MAX = 5
+"""Answers 409 in a row (another put of the same name goes on) before the storage counts as unavailable."""
+
 
 class FsspecStorage(Storage):
     """A folder of any fsspec file system that is not the local one.
 
-    `create` uses the file system's exclusive mode, which is a real conditional put on S3 and in memory. Where it is not, two
-    racers could both win, so what was written is read back, which narrows the race to none for writers that differ in content.
+    `create` uses the file system's exclusive mode, which is a real conditional put on S3 and in memory. Where it is none, it still
+    never replaces what was there before it looked, and what was written is read back: only racers within that instant could both win.
     """
 
     def __init__(self, url: str, **options: Any):
@@ -55,17 +58,25 @@ class FsspecStorage(Storage):
             self._files.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> None:
-        """One conditional put, read back."""
+        """A look, one conditional put, read back."""
         path = self._path(name)
-        try:
-            self._files.makedirs(posixpath.dirname(path), exist_ok=True)
-            self._files.pipe_file(path, data, mode="create")
-        except Exception as error:
-            if self.exists(name):
-                if self.read(name) == data:
-                    return  # ours: the reply to our put was lost, or the driver sent it twice
-                raise FileExistsError(errno.EEXIST, "object exists", f"{self.url}/{name}") from error
-            raise unavailable(f"{self.url}/{name}", error) from error
+        if self.exists(name):
+            self._check_ours(name, data)
+            return
+        for attempt in range(CONFLICTS_MAX):
+            try:
+                self._files.makedirs(posixpath.dirname(path), exist_ok=True)
+                self._files.pipe_file(path, data, mode="create")
+                break
+            except Exception as error:
+                if self.exists(name):
+                    break
+                if not (_is_conflict(error) and attempt + 1 < CONFLICTS_MAX):
+                    raise unavailable(f"{self.url}/{name}", error) from error
+        self._check_ours(name, data)
+
+    def _check_ours(self, name: str, data: bytes) -> None:
+        """Raise FileExistsError unless `name` is what we put: the reply to our put may have been lost, or the driver have sent it twice."""
         if self.read(name) != data:
             raise FileExistsError(errno.EEXIST, "object exists", f"{self.url}/{name}")
 
@@ -79,6 +90,15 @@ class FsspecStorage(Storage):
         with self._translated(name):
             self._files.invalidate_cache()
             return int(self._files.info(self._path(name))["size"])
+
+    def modified(self, name: str) -> float:
+        """Ask the file system, past its listing cache."""
+        with self._translated(name):
+            self._files.invalidate_cache()
+            try:
+                return float(self._files.modified(self._path(name)).timestamp())
+            except NotImplementedError:
+                raise unavailable(self.url, OSError("the place does not tell when an object was written")) from None
 
     def list(self, folder: str = "") -> list[str]:
         """Find all below the folder."""
@@ -97,3 +117,14 @@ class FsspecStorage(Storage):
             raise
         except Exception as error:  # drivers have exceptions of their own
             raise unavailable(f"{self.url}/{name}", error) from error
+
+
+def _is_conflict(error: BaseException | None) -> bool:
+    """Whether an HTTP server said 409: it decided nothing, so the same put may be sent again."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        if 409 in (status, getattr(error, "status", None)):
+            return True
+        error = error.__cause__
+    return False

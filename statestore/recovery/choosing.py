@@ -134,6 +134,7 @@ class Recovery:
                     f"the backend holds state (epoch {epoch}) of '{self._checkpoints.job}' that neither the local log nor a checkpoint at "
                     f"{self._checkpoints.url} knows of: open it where it was made, or start over with restore 'none' (--restore none)"
                 )
+            self._refuse_to_forget()
             return
         place = self._checkpoints.path_of(newest.checkpoint_id)
         if not self._tail_counts and newest.kind != "final":
@@ -145,6 +146,22 @@ class Recovery:
             raise UsageError(
                 f"there is no local state, but a checkpoint at {place}: open with restore='latest' to load it, "
                 "or with restore='none' to start empty"
+            )
+
+    def _refuse_to_forget(self) -> None:
+        """Raise UsageError when there is no checkpoint, and signs that there was one: of this job, or of this folder."""
+        had_any = self._checkpoints.newest_told() > 0
+        if (
+            not self._tail_counts
+        ):  # a job's backend holds nothing before its first checkpoint, and its log is of an attempt counted there
+            had_any |= self._backend.durable and self._backend.applied_epoch() > 0
+            had_any |= bool(self._log.sealed) and self._log.sealed[-1].attempt >= self._checkpoints.newest_attempt()
+        elif self._log.sealed:  # which is all that an embedded store needs
+            return
+        if had_any and not self._manifests.numbers:
+            raise UsageError(
+                f"the checkpoints of '{self._checkpoints.job}' are gone from {self._checkpoints.url}: name the folder where they are "
+                "(checkpointing.dir), or start over with restore 'none' (--restore none)"
             )
 
     def _refuse_unfinished(self) -> None:

@@ -17,6 +17,7 @@ import zstandard
 
 from statestore import crashpoints
 from statestore.backend import Batch
+from statestore.clock import Clock
 from statestore.errors import ClosedError, CorruptionError, IncompatibleStateError
 from statestore.io import Appender, AppendStorage
 from statestore.types import Attempt, Epoch
@@ -69,11 +70,14 @@ class Log:
     Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`.
     """
 
-    def __init__(self, storage: AppendStorage, job: str, max_parallelism: int, key_groups: range | None = None):
-        self._storage, self._job, self._max_parallelism = storage, job, max_parallelism
+    def __init__(
+        self, storage: AppendStorage, job: str, max_parallelism: int, clock: Clock, key_groups: range | None = None
+    ):
+        self._storage, self._job, self._max_parallelism, self._clock = storage, job, max_parallelism, clock
         own = range(max_parallelism) if key_groups is None else key_groups
         self._key_groups = own.start, own.stop - 1
         self.sealed: list[SealedSegment] = []
+        self._begun: dict[int, float] = {}
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._appender: Appender | None = None
         self._failure: BaseException | None = None
@@ -110,6 +114,7 @@ class Log:
                 self._storage.delete(name)
                 continue
             self._check_chain(name, content)
+            self._begun[content.header.sequence] = self._storage.modified(name)
             if last:
                 # Also when nothing is cut off: what was read may not have reached the disk yet, and the next segment will build on it.
                 self._storage.truncate(name, content.valid_size)
@@ -221,6 +226,7 @@ class Log:
                 self._job, self._attempt, sequence, first_epoch, previous, self._max_parallelism, self._key_groups
             )
             head = encode_header(self._header)
+            self._begun[sequence] = self._clock.time()
             self._appender = self._storage.appender(segment_name(sequence))
             self._appender.write(head)
             self._digest, self._size = hashlib.sha256(head), len(head)
@@ -269,7 +275,21 @@ class Log:
     def drop_before(self, epoch: Epoch) -> None:
         """Delete segments that hold only epochs less than `epoch`, oldest first."""
         while self.sealed and self.sealed[0].last_epoch < epoch:
-            self._storage.delete(segment_name(self.sealed.pop(0).sequence))
+            dropped = self.sealed.pop(0).sequence
+            self._begun.pop(dropped, None)
+            self._storage.delete(segment_name(dropped))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments that are kept."""
+        return sum(segment.size for segment in self.sealed) + (self._size if self._appender is not None else 0)
+
+    @property
+    def begun(self) -> float | None:
+        """When the oldest segment was begun, in seconds since the Unix epoch; of one that was recovered, when it was written last."""
+        if self.sealed:
+            return self._begun.get(self.sealed[0].sequence)
+        return self._begun.get(self._header.sequence) if self._appender is not None and self._header else None
 
     def close(self) -> None:
         """Release the segment being written; idempotent."""

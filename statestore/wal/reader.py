@@ -18,6 +18,7 @@ from statestore.wal.record import (
     commit_of,
     decode_header,
     header_is_torn,
+    next_offset,
     next_record,
 )
 
@@ -97,3 +98,49 @@ def read_segment(data: bytes, file: str, *, tail_may_be_torn: bool) -> SegmentCo
             "log segment %s: dropped an unfinished commit of %d bytes at byte %d", file, len(data) - valid, valid
         )
     return SegmentContent(header, groups, valid, hashlib.sha256(memoryview(data)[:valid]).hexdigest())
+
+
+def flaws_of_log(data: bytes, file: str, key_groups: range, epochs: range) -> Iterator[tuple[CorruptionError, range]]:
+    """Read every record of a sealed segment, and yield what is wrong with each, with the key groups that it may hold.
+
+    Parameters
+    ----------
+    key_groups, epochs
+        What the segment may hold.
+    """
+    try:
+        header, offset = decode_header(data, file)
+    except CorruptionError as error:
+        yield error, key_groups
+        return
+    if header.first_epoch != epochs.start:
+        yield CorruptionError(file, f"it begins with epoch {header.first_epoch}, not {epochs.start}"), key_groups
+    expected, is_whole = header.first_epoch, True
+    while offset < len(data):
+        try:
+            record = next_record(data, offset, file)
+            if record is None:
+                raise CorruptionError(file, f"the last {len(data) - offset} bytes are no whole record", offset=offset)
+            if record.epoch != expected:
+                raise CorruptionError(file, f"epoch {record.epoch} where {expected} is due", offset=offset)
+            if record.kind == BATCH:
+                _check_groups(batch_of(record, file), key_groups, file, offset)
+            else:
+                commit_of(record, file)
+                expected = Epoch(expected + 1)
+            offset = record.end
+        except CorruptionError as error:
+            is_whole = False
+            yield error, key_groups
+            found = next_offset(data, offset)
+            if found is None:
+                return
+            offset, expected = found
+    if is_whole and expected != epochs.stop:
+        yield CorruptionError(file, f"it ends with epoch {expected - 1}, not {epochs.stop - 1}"), key_groups
+
+
+def _check_groups(batch: dict[bytes, bytes | None], key_groups: range, file: str, offset: int) -> None:
+    for key in batch:
+        if (group := int.from_bytes(key[:2], "big")) not in key_groups:
+            raise CorruptionError(file, f"a record holds an entry of key group {group}", offset=offset)

@@ -239,6 +239,16 @@ def next_record(data: bytes, offset: int, file: str) -> Record | None:
     return Record(kind, Epoch(epoch), payload, offset, end)
 
 
+def next_offset(data: bytes, offset: int) -> tuple[int, Epoch] | None:
+    """Where the record behind the damaged one at `offset` begins, and the epoch due there; None when the head itself is damaged."""
+    head = data[offset : offset + HEAD_BYTES]
+    if len(head) < HEAD_BYTES or google_crc32c.value(head[: _head.size]) != _u32.unpack_from(head, _head.size)[0]:
+        return None
+    length, kind, epoch, _ = _head.unpack_from(head)
+    end = offset + HEAD_BYTES + length
+    return (end, Epoch(epoch + (kind == COMMIT))) if end < len(data) else None
+
+
 def batch_of(record: Record, file: str) -> dict[bytes, bytes | None]:
     """Entries of a BATCH record. Raises CorruptionError."""
     try:

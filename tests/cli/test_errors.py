@@ -135,7 +135,7 @@ def test_corrupt_checkpoints(folder):
     newest = max(checkpoints.glob("chk-*"), key=lambda path: int(path.name.split("-")[1]))
     (delta, *_) = sorted((checkpoints / "shared").iterdir(), reverse=True)
     delta.write_bytes(delta.read_bytes()[:-1] + b"?")
-    check(statestore("checkpoint", "verify", "numbers", cwd=folder), 4, delta.name, "hash")
+    check(statestore("checkpoint", "verify", "numbers", cwd=folder), 4, delta.name, "checksum", "key group")
     check(statestore("checkpoint", "verify", newest, cwd=folder), 4, delta.name)
     check(statestore("run", "job.py", "--restore", newest, "-D", "state.dir=other", cwd=folder), 4, delta.name)
     assert len(list(folder.glob("out/part-*"))) == 1, "what was written stays"

@@ -10,6 +10,7 @@ import pytest
 
 from statestore.io import EncryptedAppendStorage, LocalStorage
 from statestore.keys import split_entry
+from statestore.testing.clock import FakeClock
 from statestore.wal.log import Log
 from tests.conftest import BACKENDS
 from tests.formats.write import APPENDED, ENCRYPTED, ENCRYPTION_KEYS, STORED_KEYS, encoded_keys
@@ -54,7 +55,7 @@ def test_savepoints(golden, expected, places, backend):
 
 def test_logs(golden, expected, tmp_path):
     shutil.copytree(golden / "log", tmp_path / "log")
-    log = Log(LocalStorage(tmp_path / "log"), "golden", 4)
+    log = Log(LocalStorage(tmp_path / "log"), "golden", 4, FakeClock())
     log.recover()
     groups = list(log.groups(0))
     assert groups[-1].commit.meta == expected["meta"]

@@ -506,7 +506,7 @@ def test_a_checkpoint_names_the_transactions_that_are_not_committed_yet(memory_s
 
 
 def test_uploads_that_fail(stage, monkeypatch):
-    stage.config = stage.configured("checkpointing.tolerable-failed=1")
+    stage.config = stage.configured("checkpointing.tolerable-failed=1", "checkpointing.inline-threshold=0")
     original, uploads = LocalStorage.write, []
 
     def write(storage, name, data):
@@ -564,7 +564,7 @@ def test_a_newer_attempt_stops_this_one(stage):
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     """Its time comes to an end on the clock; it wakes up when the next one is complete, and changes nothing."""
-    stage.config = stage.configured("checkpointing.tolerable-failed=1")
+    stage.config = stage.configured("checkpointing.tolerable-failed=1", "checkpointing.inline-threshold=0")
     original, released, stuck, uploads = LocalStorage.write, threading.Event(), threading.Event(), []
 
     def write(storage, name, data):
@@ -593,9 +593,7 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     ]
     stage.check([1, 2, 3, 4])
     assert finished.last_checkpoint == len(stage.told(CheckpointCompleted)) == 4
-    for thread in threading.enumerate():
-        if thread.name == "statestore-checkpoint":
-            thread.join(60)
+    join_checkpoints()
     assert threading.active_count() <= threads
     assert not (stage.checkpoints / "chk-5").exists()
     stage.play([*story, 5], restore="latest")
@@ -622,11 +620,51 @@ def test_a_checkpoint_that_is_being_completed_is_not_given_up(stage, monkeypatch
         assert stuck.wait(60)
         pass_time(50)
 
-    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_overdue), 2, Call(released.set), CHECKPOINT, 3]
+    def go_on():
+        released.set()
+        join_checkpoints()
+
+    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_overdue), 2, Call(go_on), CHECKPOINT, 3]
     finished = stage.play(story)
     assert stage.told(CheckpointFailed) == []
     assert finished.checkpoints == len(calls) == len(stage.told(CheckpointCompleted))
     stage.check([1, 2, 3])
+
+
+def test_a_manifest_that_is_written_for_ever_ends_the_run(stage, monkeypatch):
+    """Only a new start can tell whether it is complete."""
+    original, released, stuck, calls = CheckpointStorage.complete, threading.Event(), threading.Event(), []
+
+    def complete(checkpoints, manifest):
+        calls.append(manifest)
+        if len(calls) == 2:
+            stuck.set()
+            assert released.wait(60)
+        original(checkpoints, manifest)
+
+    monkeypatch.setattr(CheckpointStorage, "complete", complete)
+    monkeypatch.setattr("statestore_runtime.executor.CLOSING_SECONDS", 0.01)
+
+    def pass_time(seconds):
+        stage.clock.now += seconds
+
+    def wait_until_it_is_stuck():
+        assert stuck.wait(60)
+        pass_time(100)
+
+    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_stuck), 2, 3]
+    with pytest.raises(UnavailableError, match="only a new start can tell"):
+        stage.play(story)
+    released.set()
+    join_checkpoints()
+    stage.play(story, restore="latest")
+    stage.check([1, 2, 3])
+
+
+def join_checkpoints():
+    for thread in threading.enumerate():
+        if thread.name == "statestore-checkpoint":
+            thread.join(60)
 
 
 # Counts, listeners, messages

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from statestore import ConfigError, CorruptionError, UnavailableError
 from statestore.checkpoint.manifest import BaseEntry, LogDelta, NativeBase, PackedDelta
+from statestore.checkpoint.verify import verify
 from statestore.checkpoint.view import CheckpointView
 from statestore.errors import ClosedError
 from statestore.io import LocalStorage
@@ -166,7 +167,7 @@ def test_a_base_made_meanwhile_gives_way_to_the_one_on_demand(stores):
     store.complete(info)
     last = checkpoint(store)
     assert last.manifest.parts[0].base == info.manifest.parts[0].base
-    assert store.checkpoints.verify(last.manifest) == []
+    assert verify(store.checkpoints, last.manifest).problems == []
 
 
 # How it is stored
@@ -283,7 +284,7 @@ def test_packed_histories_match_a_dict(stores, monkeypatch, backend, seed):
     assert seen & {BaseEntry, NativeBase}
     keys = [f"key-{name}" for name in range(60)]
     for info, expected in randomness.sample(made, 4):
-        assert store.checkpoints.verify(info.manifest) == []
+        assert verify(store.checkpoints, info.manifest).problems == []
         with closing(CheckpointView(store.checkpoints, info.manifest)) as view:
             entries = dict(view.scan(b"", None))
             assert len(entries) == len(expected)
@@ -309,7 +310,7 @@ def test_a_damaged_delta_gives_way_to_a_base_loudly(stores, caplog):
     assert damaged.name in caplog.text
     checkpoint(store)
     healed = store.checkpoint()
-    assert store.checkpoints.verify(healed.manifest) == []
+    assert verify(store.checkpoints, healed.manifest).problems == []
     expected = values(store, range(3))
     store.close()
     stores.forget_local()
@@ -332,8 +333,9 @@ def test_small_files_are_in_the_manifest(stores, backend):
     (file,) = folder.iterdir()
     assert [delta.data is None for delta in large.manifest.parts[0].deltas] == [False, True]
     assert large.manifest.parts[0].deltas[1].path == f"shared/{file.name}"
-    assert store.checkpoints.verify(large.manifest) == []
+    assert verify(store.checkpoints, large.manifest).problems == []
     based = store.checkpoint(base=True)
+    assert store.collected()
     named = {entry.path.removeprefix("shared/") for entry in based.manifest.files() if entry.data is None}
     assert {path.name for path in folder.iterdir()} == named
     expected = values(store, range(200))
@@ -348,8 +350,8 @@ def test_a_wrong_hash_of_a_file_in_the_manifest(stores):
     info = store.checkpoint()
     (delta,) = info.manifest.parts[0].deltas
     part = replace(info.manifest.parts[0], deltas=[replace(delta, data=delta.data[:-1] + b"?")])
-    (problem,) = store.checkpoints.verify(replace(info.manifest, parts=[part]))
-    assert "does not match its hash" in problem
+    (problem,) = verify(store.checkpoints, replace(info.manifest, parts=[part])).problems
+    assert "does not match its checksum" in problem.problem
     with pytest.raises(CorruptionError, match="instead of"):
         store.checkpoints.read_file(replace(delta, data=b""))
 
@@ -375,6 +377,7 @@ def test_beginning_and_completing_a_checkpoint_neither_reads_nor_writes_its_file
         touch(store, range(n * 100, n * 100 + 100))
         checkpoint(store)
     touch(store, [1])
+    assert store.collected()
     with monkeypatch.context() as patch:
         for method in ("read", "write", "create", "size", "list", "delete", "link"):
             patch.setattr(LocalStorage, method, lambda *arguments: pytest.fail("it reached for the storage"))

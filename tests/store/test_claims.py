@@ -10,6 +10,7 @@ import statestore
 from statestore import FencedError, UnavailableError, UsageError
 from statestore.checkpoint.claim import claim, remove_claimed
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.verify import verify
 from statestore.io import LocalStorage, MemoryStorage
 from tests.conftest import BACKENDS
 from tests.store.stores import Stores, content, handles
@@ -48,7 +49,14 @@ def old(stores, tmp_path):
 
 def is_there(path):
     checkpoints, number = locate_checkpoint(path)
-    return checkpoints.verify(checkpoints.load(number)) == []
+    return verify(checkpoints, checkpoints.load(number)).problems == []
+
+
+def made(store):
+    """A checkpoint, and what is removed after it."""
+    info = store.checkpoint()
+    assert store.collected()
+    return info
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -57,7 +65,7 @@ def test_unclaimed_what_was_restored_stays(old, heirs, tmp_path, backend):
     heir = heirs.open(backend, saved)
     for number in range(4):
         fill(heir, number)
-        heir.checkpoint()
+        made(heir)
     assert is_there(saved)
 
 
@@ -66,11 +74,11 @@ def test_a_claimed_savepoint_goes_when_it_would_not_be_retained(old, heirs, tmp_
     saved = old.savepoint(str(tmp_path / "sp"), {"position": 7}).path
     heir = heirs.open(backend, saved, CLAIM)
     fill(heir, 10)
-    first = heir.checkpoint()
+    first = made(heir)
     assert is_there(saved)
-    heir.checkpoint()
+    made(heir)
     assert list((tmp_path / "sp").iterdir()) == []
-    heir.checkpoint()
+    made(heir)
     expected = content(heir, KEYS)
     assert first.manifest.claimed.path == saved
     assert heir.checkpoints.load(heir.checkpoints.latest()).claimed is None
@@ -83,10 +91,10 @@ def test_a_claim_is_kept_over_a_restart(old, heirs, tmp_path):
     saved = old.savepoint(str(tmp_path / "sp")).path
     heir = heirs.open("rocksdb", saved, CLAIM)
     fill(heir, 10)
-    heir.checkpoint()
+    made(heir)
     heirs.crash(heir)
     heir = heirs.open("rocksdb", "latest")  # the claim is in the checkpoint, whatever the configuration says now
-    heir.checkpoint()
+    made(heir)
     assert not (tmp_path / "sp" / "_metadata").exists()
 
 
@@ -95,14 +103,14 @@ def test_before_the_first_checkpoint_nothing_is_claimed(old, heirs, tmp_path):
     heirs.crash(heirs.open("rocksdb", saved, CLAIM))
     heir = heirs.open("rocksdb", saved)
     for _ in range(3):
-        heir.checkpoint()
+        made(heir)
     assert is_there(saved)
 
 
 def test_what_can_not_be_removed_is_tried_again(old, heirs, tmp_path, monkeypatch, caplog):
     saved = old.savepoint(str(tmp_path / "sp")).path
     heir = heirs.open("memory", saved, CLAIM)
-    heir.checkpoint()
+    made(heir)
     original = LocalStorage.delete
 
     def failing(storage, name):
@@ -112,10 +120,10 @@ def test_what_can_not_be_removed_is_tried_again(old, heirs, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "delete", failing)
-        info = heir.checkpoint()
+        info = made(heir)
     assert info.manifest.claimed is not None
     assert "cut" in caplog.text
-    heir.checkpoint()
+    made(heir)
     assert not (tmp_path / "sp" / "_metadata").exists()
 
 
@@ -125,7 +133,7 @@ def test_what_took_its_place_stays(old, heirs, tmp_path):
     shutil.rmtree(tmp_path / "sp")
     old.savepoint(str(tmp_path / "sp"))
     for _ in range(3):
-        heir.checkpoint()
+        made(heir)
     assert is_there(saved)
 
 
@@ -133,7 +141,7 @@ def test_a_savepoint_that_the_user_removed_is_nothing_to_remove(old, heirs, tmp_
     heir = heirs.open("memory", old.savepoint(str(tmp_path / "sp")).path, CLAIM)
     shutil.rmtree(tmp_path / "sp")
     for _ in range(3):
-        info = heir.checkpoint()
+        info = made(heir)
     assert info.manifest.claimed is None
 
 
@@ -144,10 +152,10 @@ def test_a_claimed_checkpoint_goes_with_the_older_ones_and_its_job_is_fenced(old
     with pytest.raises(FencedError):
         old.checkpoint()
     for _ in range(3):
-        heir.checkpoint()
+        made(heir)
     left = CheckpointStorage(LocalStorage(old.checkpoints.storage.url), "job")
     assert left.retained() == [3]  # newer than what was claimed
-    assert left.verify(left.load(3)) == []
+    assert verify(left, left.load(3)).problems == []
     restored = Stores(heirs._places, job="job")
     restored.checkpoints = old.checkpoints.storage.url
     store = restored.open("memory")
@@ -182,7 +190,7 @@ def test_the_embedded_store_claims_when_told_so(old, tmp_path):
     saved = old.savepoint(str(tmp_path / "sp")).path
     with statestore.open("memory://", dir=tmp_path / "heir", restore=saved, claim_mode="claim") as heir:
         assert heir.checkpoints.latest() == 1  # the opening has made it, so that the savepoint is not needed again
-        heir.checkpoint()
+        made(heir)
         assert is_there(saved)
-        heir.checkpoint()
+        made(heir)
         assert not (tmp_path / "sp" / "_metadata").exists()

@@ -10,6 +10,7 @@ import pytest
 import statestore
 from statestore import EncryptionKeyError
 from statestore.checkpoint.storage import CheckpointStorage
+from statestore.checkpoint.verify import verify
 from statestore.config import EncryptionConfig
 from statestore.io import Keyring, open_storage
 from tests.command import statestore as command_of
@@ -30,7 +31,7 @@ def key_files(tmp_path):
 
 @pytest.fixture
 def stores(places, key_files):
-    stores = Stores(places, "checkpointing.base-min-size=1kb", auto_complete=True)
+    stores = Stores(places, "checkpointing.base-min-size=1kb", "checkpointing.inline-threshold=0", auto_complete=True)
     yield stores
     stores.close()
 
@@ -207,7 +208,8 @@ def test_checkpoints_elsewhere_are_opened_with_the_same_keys(stores, encrypted, 
     stores.forget_local()
     assert content(stores.open("memory", path, encrypted), KEYS) == expected
     keys = Keyring([bytes.fromhex(FIRST)])
-    assert CheckpointStorage(open_storage(str(tmp_path / "moved"), keys), "job").verify(info.manifest) == []
+    moved = CheckpointStorage(open_storage(str(tmp_path / "moved"), keys), "job")
+    assert verify(moved, info.manifest).problems == []
 
 
 def test_copies_of_encrypted_state_are_encrypted(stores, encrypted, rotated, key_files, tmp_path):

@@ -63,9 +63,11 @@ def test_old_checkpoints_that_can_not_be_removed_wait(stores, monkeypatch, caplo
     failing_once(monkeypatch, "delete", "_metadata", after=False)
     with caplog.at_level(logging.WARNING):
         assert store.checkpoint().checkpoint_id == 2
+        assert store.collected()
     assert "were not removed" in caplog.text
     assert store.checkpoints.retained() == [1, 2]
     store.checkpoint()
+    assert store.collected()
     assert store.checkpoints.retained() == [3]
 
 

@@ -355,6 +355,7 @@ def test_files_are_kept_and_bases_wait_until_all_is_copied(embedded, stepwise, b
     assert store._chain._renewal._making is not None
     wait_for_base(store)
     newest = store.checkpoint()
+    assert store.collected()
     assert store.checkpoints.retained() == [newest.checkpoint_id]
     expected = content(store, KEYS)
     store.close()

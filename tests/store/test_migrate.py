@@ -18,6 +18,7 @@ from statestore import (
 )
 from statestore.checkpoint.savepoint import SavepointWriter
 from statestore.checkpoint.storage import locate_checkpoint
+from statestore.checkpoint.verify import verify
 from statestore.migration.target import BackendTarget
 from statestore.testing.clock import FakeClock
 from tests.store.stores import EMPTY, content, handles
@@ -110,7 +111,7 @@ def test_every_place_to_a_savepoint(made, place_of, tmp_path, source):
     report = statestore.migrate(origin, str(tmp_path / "copy"))
     savepoint, number = locate_checkpoint(str(tmp_path / "copy"))
     manifest = savepoint.load(number)
-    assert savepoint.verify(manifest) == []
+    assert verify(savepoint, manifest).problems == []
     assert (manifest.kind, manifest.epoch) == ("savepoint", epoch)
     assert sum(segment.entries for segment in manifest.parts[0].base.segments) == report.entries
     with opened(place_of("redis", "target"), restore=str(tmp_path / "copy")) as store:

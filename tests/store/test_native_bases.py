@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from statestore import CorruptionError
 from statestore.checkpoint.manifest import NativeBase, decode_manifest, encode_manifest
 from statestore.checkpoint.native import restore_native
+from statestore.checkpoint.verify import verify
 from statestore.checkpoint.view import CheckpointView
 from statestore.io import FsspecStorage, LocalStorage
 from tests.conftest import BACKENDS
@@ -102,7 +103,7 @@ def test_what_only_old_bases_name_is_collected(stores):
         fill(store, turn)
         info = store.checkpoint()
         store._chain.wait()
-        assert store.checkpoints.verify(info.manifest) == []
+        assert verify(store.checkpoints, info.manifest).problems == []
     retained = [store.checkpoints.load(number) for number in store.checkpoints.retained()]
     named = {entry.path for manifest in retained for entry in manifest.files() if entry.data is None}
     unadopted = {file.path for file in store._chain._renewal._making.result().base.files()}
@@ -177,7 +178,7 @@ def test_a_native_base_restores_on_each_backend(stores, native, monkeypatch, bac
     stores.forget_local()
     again = stores.open(backend)
     assert content(again, KEYS) == expected
-    assert again.checkpoints.verify(info.manifest) == []
+    assert verify(again.checkpoints, info.manifest).problems == []
 
 
 def test_a_portable_base_restores_on_rocksdb(stores):
@@ -206,7 +207,7 @@ def test_a_restored_database_shares_the_tables_of_the_checkpoint(stores, native)
         restored.checkpoint()
         restored._applier.finish()
     restored._backend._db.compact_range(None, None)
-    assert restored.checkpoints.verify(info.manifest) == []
+    assert verify(restored.checkpoints, info.manifest).problems == []
     restored.close()
     stores.forget_local()
     assert content(stores.open("rocksdb", info.path), KEYS) == expected

@@ -8,6 +8,7 @@ import pytest
 
 from statestore import FencedError
 from statestore.checkpoint.storage import CheckpointStorage
+from statestore.checkpoint.verify import verify
 from statestore.io import open_storage
 from statestore.testing.redis_server import free_port
 from tests.command import ROOT, settings, statestore
@@ -46,7 +47,7 @@ def test_checkpoints_on_s3(on_s3, backend):
     assert restored.restored.meta == {"position": 4}
     assert content(restored, KEYS) == expected
     assert restored.checkpoints.retained() == [4, 5]
-    assert restored.checkpoints.verify(info.manifest) == []
+    assert verify(restored.checkpoints, info.manifest).problems == []
     restored.close()
     on_s3.forget_local()
     assert on_s3.open(backend, info.path).restored.checkpoint_id == 5

@@ -217,6 +217,7 @@ def test_a_base_of_their_own_replaces_what_was_inherited(workers, backend):
         second.wait_for_bases()
     assert not any(isinstance(part.base, InheritedBase) for part in info.manifest.parts)
     assert old.isdisjoint(file.path for file in info.manifest.files())
+    assert second.stores[0].collected()
     assert not any(second.checkpoints.storage.exists(f"job/{path}") for path in old)
     second.crash()
     assert workers(backend, 4).content() == expected(model)

@@ -20,6 +20,7 @@ from statestore import (
 )
 from statestore.checkpoint.savepoint import save_checkpoint
 from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.verify import verify
 from statestore.io import LocalStorage
 from statestore.testing.clock import FakeClock
 from tests.conftest import BACKENDS
@@ -92,7 +93,7 @@ def test_a_savepoint_is_a_folder_with_relative_names_only(embedded, tmp_path):
     assert info.manifest.kind == "savepoint"
     assert info.total_bytes == sum((tmp_path / "sp" / name).stat().st_size for name in names - {"_metadata"})
     savepoint, number = locate_checkpoint(f"{tmp_path}/sp/_metadata")
-    assert savepoint.verify(savepoint.load(number)) == []
+    assert verify(savepoint, savepoint.load(number)).problems == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,12 +130,15 @@ def test_a_savepoint_of_a_store_that_goes_on_has_nothing_of_what_came_after(stor
     for start in range(0, 100, 20):  # with new bases, whose making would have the old ones collected
         fill(store, start, start + 40 if start < 80 else 120)
         store.checkpoint({"position": 2})
+        assert store.collected()
+    assert (store.checkpoints.retained(), store.checkpoints.load(1)) == ([6], info.manifest)
     saved = pending.finish()
     assert saved.epoch == info.epoch
     assert content(elsewhere.open(backend, saved.path), KEYS) == expected
-    assert len(store.checkpoints.retained()) == 6
     store.checkpoint()
-    assert len(store.checkpoints.retained()) == 1
+    assert store.collected()
+    assert store.checkpoints.retained() == [7]
+    assert not store.checkpoints.storage.exists("job/chk-1/_metadata")
 
 
 def test_the_chain_of_checkpoints_goes_on(stores, tmp_path):
@@ -165,7 +169,7 @@ def test_a_savepoint_is_never_replaced_nor_collected(embedded, tmp_path):
         store.checkpoint()
     savepoint, number = locate_checkpoint(before.path)
     assert savepoint.load(number) == before.manifest
-    assert savepoint.verify(before.manifest) == []
+    assert verify(savepoint, before.manifest).problems == []
     assert CheckpointStorage.jobs(LocalStorage(embedded.checkpoints)) == ["job"]
 
 
@@ -210,7 +214,7 @@ def test_of_two_that_save_into_one_folder_one_wins(embedded, places, tmp_path):
     savepoint, number = locate_checkpoint(str(tmp_path / "sp"))
     manifest = savepoint.load(number)
     assert manifest.job == "other"
-    assert savepoint.verify(manifest) == []
+    assert verify(savepoint, manifest).problems == []
     other.release()
 
 
@@ -257,8 +261,8 @@ def test_a_damaged_savepoint_is_not_restored(embedded, tmp_path):
     with pytest.raises(CorruptionError, match=damaged.name):
         embedded.open("rocksdb", info.path, f"state.dir={tmp_path / 'other'}")
     savepoint, number = locate_checkpoint(info.path)
-    (problem,) = savepoint.verify(savepoint.load(number))
-    assert damaged.name in problem
+    (problem,) = verify(savepoint, savepoint.load(number)).problems
+    assert damaged.name in problem.file
 
 
 def test_a_savepoint_on_s3(embedded, elsewhere, s3_url):
@@ -291,7 +295,7 @@ def test_a_savepoint_of_several_stores_restores_on_any_number_of_them(tmp_path):
 
     def checkpoint(stores, meta):
         parts = [store.begin_checkpoint().upload() for store in stores]
-        info = complete_parts(stores[0].checkpoints, parts, meta, num_retained=1)
+        info = complete_parts(stores[0].checkpoints, parts, meta)
         for store in stores:
             store.complete(info)
         return info
@@ -313,7 +317,8 @@ def test_a_savepoint_of_several_stores_restores_on_any_number_of_them(tmp_path):
         with worker(heirs, key).key(key):
             assert handles(worker(heirs, key))["value"].value() == n
     assert {store.restored.meta["position"] for store in heirs} == {1}
-    assert checkpoint(heirs, {"position": 3}).claimed is None  # one checkpoint is retained: the savepoint has gone
+    checkpoint(heirs, {"position": 3})  # one checkpoint is retained: the savepoint goes
+    assert heirs[0].collected()
     assert not (tmp_path / "sp" / "_metadata").exists()
     for store in workers:
         store.release()

@@ -24,6 +24,7 @@ from statestore.io import (
     open_storage,
     sealing,
 )
+from statestore.testing.clock import FakeClock
 from statestore.ttl import Times
 from statestore.wal.log import Log, segment_name
 from statestore.wal.record import CommitRecord
@@ -243,7 +244,7 @@ def batch(epoch) -> Batch:
 
 
 def written(storage, epochs):
-    log = Log(storage, "job", 8)
+    log = Log(storage, "job", 8, FakeClock())
     log.recover()
     log.begin(attempt=1, epoch=0, sequence=1, previous="")
     for epoch in range(1, epochs + 1):
@@ -252,7 +253,7 @@ def written(storage, epochs):
 
 
 def replayed(storage):
-    log = Log(storage, "job", 8)
+    log = Log(storage, "job", 8, FakeClock())
     log.recover()
     return [(group.epoch, dict(item for part in group.entries() for item in part.items())) for group in log.groups(0)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statestore.errors import ConfigError, UnavailableError, UsageError
+from statestore.errors import ConfigError, CorruptionError, UnavailableError, UsageError
 from statestore.io import (
     NO_KEYS,
     EncryptedAppendStorage,
@@ -24,6 +26,7 @@ from statestore.io import (
     open_storage,
     redacted,
 )
+from statestore.testing.clock import FakeClock
 
 
 class Clock:
@@ -226,3 +229,155 @@ def test_a_lock_ends_with_its_process(tmp_path):
 )
 def test_redacted(url, shown):
     assert redacted(url) == shown
+
+
+def test_when_an_object_was_written(tmp_path):
+    clock = FakeClock(5000.0)
+    memory = MemoryStorage("mem", clock)
+    memory.write("a", b"")
+    clock.advance(10)
+    memory.create("b", b"")
+    assert (memory.modified("a"), memory.modified("b")) == (5000.0, 5010.0)
+    for place in (LocalStorage(tmp_path), open_storage(f"memory://{uuid.uuid4().hex}/root")):
+        place.write("a", b"")
+        first = place.modified("a")
+        place.write("a", b"1")
+        assert first <= place.modified("a")
+    os.utime(tmp_path / "a", (77, 77))
+    assert LocalStorage(tmp_path).modified("a") == 77
+    for place in (memory, LocalStorage(tmp_path), open_storage(f"memory://{uuid.uuid4().hex}/root")):
+        with pytest.raises(FileNotFoundError):
+            place.modified("nowhere")
+
+
+def test_a_place_that_does_not_tell_when(monkeypatch):
+    storage = FsspecStorage(f"memory://{uuid.uuid4().hex}/root")
+    storage.write("a", b"")
+    monkeypatch.setattr(storage, "_files", Untold(storage._files))
+    with pytest.raises(UnavailableError, match="does not tell when"):
+        storage.modified("a")
+
+
+class Untold:
+    """A file system that keeps no times."""
+
+    def __init__(self, files):
+        self._inner = files
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def modified(self, path):
+        raise NotImplementedError
+
+
+def test_tidying_removes_what_interrupted_writes_left_and_nothing_else(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.write("job/kept/a", b"")
+    (tmp_path / "job" / "empty" / "deeper").mkdir(parents=True)
+    for name in ("job/.tmp-1", "job/kept/.tmp-2", "other/.tmp-3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "job" / "link").symlink_to(tmp_path / "target")
+    assert storage.tidy("job", before=0) == 0
+    assert storage.tidy("job", before=math.inf) == 2
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left >= {"job/kept/a", "other/.tmp-3", "target", "job/link"}
+    assert not {"job/.tmp-1", "job/kept/.tmp-2", "job/empty/deeper"} & left
+    storage.tidy("job", before=math.inf)
+    assert not (tmp_path / "job" / "empty").exists()
+    assert MemoryStorage("mem").tidy("", before=math.inf) == 0
+
+
+def test_a_folder_that_is_tidied_away_before_it_is_written_to(tmp_path, monkeypatch):
+    storage, make = LocalStorage(tmp_path), LocalStorage._make_folder
+    calls = []
+
+    def make_and_lose(self, folder):
+        make(self, folder)
+        if folder.name == "folder" and not calls:
+            calls.append(folder)
+            folder.rmdir()
+
+    monkeypatch.setattr(LocalStorage, "_make_folder", make_and_lose)
+    storage.write("folder/a", b"x")
+    assert storage.read("folder/a") == b"x"
+
+
+def test_objects_are_no_symbolic_links(tmp_path):
+    storage = LocalStorage(tmp_path / "root")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptionError, match="symbolic link"):
+        storage.read("link")
+    assert storage.size("link") != 6
+    storage.delete("link")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
+class HttpError(Exception):
+    """As drivers raise them: with the server's answer."""
+
+    def __init__(self, status):
+        super().__init__(f"HTTP {status}")
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class Answering:
+    """A file system whose next conditional puts end with these HTTP statuses, or do their work first ("lost")."""
+
+    def __init__(self, files, *answers):
+        self._inner, self.answers = files, list(answers)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def pipe_file(self, path, data, mode="overwrite"):
+        answer = self.answers.pop(0) if self.answers and mode == "create" else None
+        if isinstance(answer, int):
+            raise OSError("the request was refused") from HttpError(answer)
+        self._inner.pipe_file(path, data, mode=mode)
+        if answer == "lost":
+            raise TimeoutError("no answer")
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    def make(*answers):
+        storage = FsspecStorage(f"memory://{uuid.uuid4().hex}/root")
+        monkeypatch.setattr(storage, "_files", Answering(storage._files, *answers))
+        return storage
+
+    return make
+
+
+def test_a_conflict_decides_nothing_and_is_tried_again(answering):
+    storage = answering(409, 409)
+    storage.create("x", b"1")
+    assert storage.read("x") == b"1"
+    with pytest.raises(UnavailableError, match="refused"):
+        answering(*[409] * 99).create("x", b"1")
+
+
+def test_a_failed_precondition_may_have_been_our_own_put(answering):
+    storage = answering("lost")
+    storage.create("x", b"1")  # it is there: the reply was lost
+    storage = answering("lost")
+    with pytest.raises(UnavailableError):
+        answering(500).create("x", b"1")
+    storage.write("x", b"another's")
+    with pytest.raises(FileExistsError):
+        storage.create("x", b"1")
+    assert storage.read("x") == b"another's"
+
+
+def test_a_store_without_conditional_puts_replaces_nothing_that_was_there(answering):
+    storage = answering()
+    inner = storage._files._inner
+    storage._files.pipe_file = lambda path, data, mode="overwrite": inner.pipe_file(path, data)
+    storage.create("x", b"1")
+    with pytest.raises(FileExistsError):
+        storage.create("x", b"2")
+    storage.create("x", b"1")  # the same again: a repetition
+    assert storage.read("x") == b"1"

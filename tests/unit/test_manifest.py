@@ -1,58 +1,17 @@
-"""Manifests and the storage of checkpoints: numbers, fencing, collecting, damage."""
+"""Manifests and the storage of checkpoints: numbers, fencing, damage."""
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
-from statestore.checkpoint.manifest import LogDelta, Manifest, Part, decode_manifest, encode_manifest
+from statestore.checkpoint.manifest import decode_manifest, encode_manifest
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, CorruptionError, FencedError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
-from statestore.ttl import Times
-
-
-def delta(path, first, last, data=b""):
-    import hashlib
-
-    return LogDelta(
-        path=path,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        sequence=last,
-        first_epoch=first,
-        last_epoch=last,
-    )
-
-
-def manifest(number, deltas=None, *, attempt=1, job="job"):
-    deltas = deltas if deltas is not None else [delta("shared/d-1", 1, number)]
-    part = Part(
-        first_key_group=0,
-        last_key_group=127,
-        epoch=deltas[-1].last_epoch,
-        base=None,
-        deltas=deltas,
-        log_sequence=number,
-        log_sha256="ab" * 32,
-        uploaded_bytes=0,
-    )
-    return Manifest(
-        job=job,
-        checkpoint_id=number,
-        attempt=attempt,
-        created=1.5,
-        kind="checkpoint",
-        run="r",
-        max_parallelism=128,
-        states=[],
-        parts=[part],
-        meta={"sources": {"s": {"position": 7}}},
-        times=Times(),
-    )
+from tests.unit.checkpoints import delta, manifest
 
 
 def test_a_manifest_comes_back():
@@ -108,15 +67,44 @@ def test_an_older_attempt_completes_nothing(checkpoints):
 
 
 def test_of_two_writers_of_a_number_one_wins(checkpoints):
-    checkpoints.complete(manifest(1, attempt=2))
+    first, second = checkpoints.claim_attempt(), checkpoints.claim_attempt()
+    checkpoints.complete(manifest(1, attempt=second))
     with pytest.raises(FencedError):
-        checkpoints.complete(manifest(1, attempt=1))
-    with pytest.raises(UnavailableError, match="attempt 2 completed it when attempt 3 had begun"):
-        checkpoints.complete(manifest(1, attempt=3))
+        checkpoints.complete(manifest(1, attempt=first))
     with pytest.raises(FileExistsError):
-        checkpoints.complete(msgspec.structs.replace(manifest(1, attempt=2), created=2.5))
-    checkpoints.complete(manifest(1, attempt=2))  # the same again: a repetition
-    assert checkpoints.load(1) == manifest(1, attempt=2)
+        checkpoints.complete(msgspec.structs.replace(manifest(1, attempt=second), created=2.5))
+    checkpoints.complete(manifest(1, attempt=second))  # the same again: a repetition
+    third = checkpoints.claim_attempt()
+    with pytest.raises(UnavailableError, match="attempt 2 completed it when attempt 3 had begun"):
+        checkpoints.complete(manifest(1, attempt=third))
+    assert checkpoints.load(1) == manifest(1, attempt=second)
+
+
+def test_an_attempt_whose_folder_was_emptied_completes_nothing(checkpoints):
+    attempt = checkpoints.claim_attempt()
+    for name in checkpoints.storage.list():
+        checkpoints.storage.delete(name)
+    with pytest.raises(UnavailableError, match="was it emptied or moved"):
+        checkpoints.complete(manifest(1, attempt=attempt))
+
+
+@pytest.mark.parametrize("hint", [b"", b'{"attempt": 2, "checkpoint": 9}', None])
+def test_attempts_go_on_counting_when_the_old_ones_were_removed(checkpoints, hint):
+    """Also when the hint is lost: no attempt can have a number below that of the newest checkpoint."""
+    for _ in range(4):
+        attempt = checkpoints.claim_attempt()
+    checkpoints.complete(manifest(1, attempt=attempt))
+    for number in range(1, 4):
+        checkpoints.storage.delete(f"job/attempts/{number}")
+    with pytest.raises(FencedError, match="attempt 4 owns"):
+        checkpoints.check_owner(2)
+    if hint is None:
+        checkpoints.storage.delete("job/_latest")
+    else:
+        checkpoints.storage.write("job/_latest", hint)
+    checkpoints.storage.list = lambda folder="": []
+    assert checkpoints.newest_attempt() == 4
+    assert checkpoints.claim_attempt() == 5
 
 
 @pytest.mark.parametrize(
@@ -124,6 +112,7 @@ def test_of_two_writers_of_a_number_one_wins(checkpoints):
 )
 def test_the_newest_is_found_whatever_the_hint_says(checkpoints, hint):
     assert checkpoints.latest() is None
+    checkpoints.claim_attempt()
     for number in range(1, 6):
         checkpoints.complete(manifest(number))
     if hint is None:
@@ -144,56 +133,3 @@ def test_manifests_of_others_are_refused(checkpoints):
             checkpoints.load(number)
     with pytest.raises(UsageError):
         CheckpointStorage(MemoryStorage("mem"), "../job")
-
-
-def test_verify_names_what_is_wrong(checkpoints):
-    files = {f"shared/d-{n}": b"data %d" % n for n in (1, 2, 3)}
-    for path, data in files.items():
-        checkpoints.storage.write(f"job/{path}", data)
-    made = manifest(3, [delta(path, n, n, data) for n, (path, data) in enumerate(files.items(), 1)])
-    assert checkpoints.verify(made) == []
-    checkpoints.storage.write("job/shared/d-1", b"data 9")
-    checkpoints.storage.write("job/shared/d-2", b"data")
-    checkpoints.storage.delete("job/shared/d-3")
-    problems = checkpoints.verify(made)
-    assert ["d-1" in problems[0], "d-2" in problems[1], "d-3" in problems[2]] == [True] * 3
-    assert ["hash" in problems[0], "4 bytes" in problems[1], "missing" in problems[2]] == [True] * 3
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_collecting_keeps_all_that_a_retained_checkpoint_needs(checkpoints, seed):
-    """Checkpoints share files at random; an interrupted collection is finished by the next."""
-    randomness = random.Random(seed)
-    files, needed = 0, {}
-    for number in range(1, 30):
-        kept = needed.get(number - 1, [])[randomness.randrange(3) :]
-        new = [f"shared/f-{files + n}" for n in range(randomness.randrange(1, 3))]
-        files += len(new)
-        for path in new:
-            checkpoints.storage.write(f"job/{path}", b"")
-        needed[number] = [*kept, *new]
-        paths = needed[number]
-        deltas = [delta(path, number if n == len(paths) - 1 else 1, number) for n, path in enumerate(paths)]
-        checkpoints.complete(manifest(number, [delta(deltas[0].path, 1, number), *deltas[1:]]))
-        keep = randomness.randrange(1, 4)
-        if (
-            randomness.random() < 0.3 and len(checkpoints.retained()) > keep
-        ):  # a collection that died before it removed the oldest manifest
-            oldest = checkpoints.retained()[0]
-            later = {path for kept_number in checkpoints.retained()[1:] for path in needed[kept_number]}
-            for path in set(needed[oldest]) - later:
-                checkpoints.storage.delete(f"job/{path}")
-        checkpoints.collect(keep)
-        retained = checkpoints.retained()
-        assert retained[-1] == number
-        present = {name.removeprefix("job/") for name in checkpoints.storage.list("job/shared")}
-        assert present == {path for kept_number in retained for path in needed[kept_number]}
-
-
-def test_an_unreadable_manifest_collects_nothing(checkpoints):
-    for number in range(1, 5):
-        checkpoints.storage.write(f"job/shared/d-{number}", b"")
-        checkpoints.complete(manifest(number, [delta(f"shared/d-{number}", 1, number)]))
-    checkpoints.storage.write("job/chk-2/_metadata", b"{}")
-    assert checkpoints.collect(1) == 0
-    assert len(checkpoints.storage.list("job/shared")) == 4

@@ -8,6 +8,7 @@ import zstandard
 from statestore.errors import ClosedError, CorruptionError, UnavailableError, UsageError
 from statestore.io import LocalStorage, MemoryStorage
 from statestore.schema import describe
+from statestore.testing.clock import FakeClock
 from statestore.ttl import Times
 from statestore.wal import record
 from statestore.wal.log import Log, segment_name
@@ -17,7 +18,7 @@ STATES = [StateDescriptor(1, "counts", "value", "str", [describe(int)], 0)]
 
 
 def new_log(storage, *, attempt=1, epoch=0, sequence=1, previous=""):
-    log = Log(storage, "job", 128)
+    log = Log(storage, "job", 128, FakeClock())
     log.begin(attempt=attempt, epoch=epoch, sequence=sequence, previous=previous)
     return log
 
@@ -28,7 +29,7 @@ def commit(log, epoch, **entries):
 
 
 def recovered(storage):
-    log = Log(storage, "job", 128)
+    log = Log(storage, "job", 128, FakeClock())
     log.recover()
     return log
 
@@ -162,7 +163,7 @@ def test_swapped_and_foreign_segments_are_refused():
     storage.write(segment_name(2), two)
     with pytest.raises(CorruptionError, match="does not continue segment 1"):
         recovered(storage)
-    log = Log(other, "another", 128)
+    log = Log(other, "another", 128, FakeClock())
     with pytest.raises(CorruptionError, match="of job 'job'"):
         log.recover()
 

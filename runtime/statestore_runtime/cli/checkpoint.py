@@ -42,7 +42,8 @@ def list_(
     rows: list[dict[str, Any]] = []
     for name in jobs:
         checkpoints = CheckpointStorage(storage, name)
-        rows += [_row(checkpoints, number) for number in checkpoints.retained()]
+        pinned = checkpoints.pins.numbers()
+        rows += [_row(checkpoints, number) | {"pinned": number in pinned} for number in checkpoints.restorable()]
     if not rows:
         raise CheckpointNotFoundError(storage.url, f"there are no checkpoints{f' of job {job}' if job else ''}")
     if json:
@@ -89,18 +90,25 @@ def verify(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read every file of a checkpoint and compare it with its hash; exit code 4 when one is damaged."""
+    """Read all of a checkpoint, and name every damaged place by file, byte and key groups; exit code 4 when there is one."""
+    from statestore.checkpoint.verify import verify as verify_checkpoint
     from statestore.errors import CorruptionError
+    from statestore_runtime.cli.display import progress
 
     checkpoints, manifest = find_checkpoint(which, dir, config, overrides)
-    path, problems = checkpoints.path_of(manifest.checkpoint_id), checkpoints.verify(manifest)
-    files = len(manifest.files())
+    with progress("reading", manifest.total_bytes, show=not json) as advance:
+        found = verify_checkpoint(checkpoints, manifest, on_progress=advance)
     if json:
-        print_json({"path": path, "files": files, "bytes": manifest.total_bytes, "problems": problems})
-    elif not problems:
-        sys.stdout.write(f"{path}: {files} files, {manifest.total_bytes:,} bytes, all as they were written\n")
-    if problems:
-        raise CorruptionError(path, f"{len(problems)} of {files} files are damaged: {'; '.join(problems)}")
+        print_json(found)
+    elif not found.problems:
+        sys.stdout.write(f"{found.path}: {found.files} files, {found.bytes:,} bytes, all as they were written\n")
+    else:
+        sys.stdout.writelines(f"{problem}\n" for problem in found.problems)
+    if found.problems:
+        damaged = len({problem.file for problem in found.problems})
+        raise CorruptionError(
+            found.path, f"{damaged} of {found.files} files are damaged, the first: {found.problems[0]}"
+        )
 
 
 @app.command()
@@ -123,12 +131,12 @@ def keys(
 
 
 def _row(checkpoints: CheckpointStorage, number: Any) -> dict[str, Any]:
-    from statestore.errors import CorruptionError
+    from statestore.errors import CheckpointNotFoundError, CorruptionError
 
     row: dict[str, Any] = {"job": checkpoints.job, "checkpoint": number, "path": checkpoints.path_of(number)}
     try:
         manifest = checkpoints.load(number)
-    except CorruptionError as error:
+    except (CheckpointNotFoundError, CorruptionError) as error:
         return row | {"problem": str(error)}
     return row | {
         "kind": manifest.kind,
@@ -154,10 +162,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         head = [row["job"], str(row["checkpoint"])]
         if "problem" in row:
-            table.add_row(*head, "unreadable", "", "", "", row["path"])
+            table.add_row(*head, f"unreadable{' (pinned)' if row['pinned'] else ''}", "", "", "", row["path"])
             continue
         events = f"{row['events']:,}" if row["events"] is not None else ""
         final = " (final)" if row["kind"] == "final" else ""
+        final += " (pinned)" if row["pinned"] else ""
         made = [f"{row['created']}{final}", events, size(row["total_bytes"]), size(row["uploaded_bytes"])]
         table.add_row(*head, *made, row["path"])
     console = Console(highlight=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -102,7 +104,7 @@ class Display:
         name = self._started.job if self._started is not None else "job"
         line = (
             f"{name}  {progress.events:,} events  {self._rate:,.0f} events/s  {progress.checkpoints} checkpoints  "
-            f"state {size(progress.state_bytes)}  {progress.seconds:.0f} s{self._restoring}"
+            f"state {size(progress.state_bytes)}  log {size(progress.wal_disk_bytes)}  {progress.seconds:.0f} s{self._restoring}"
         )
         self._restoring = ""
         self._show_line(line)
@@ -158,6 +160,8 @@ def _rows(outcome: Outcome, started: Started | None) -> list[tuple[str, str]]:
         rows.append(
             ("state", f"{size(finished.state_bytes)}, {uploaded}; backend {started.backend} at {started.state}")
         )
+    if finished.wal_disk_bytes:
+        rows.append(("log", f"{size(finished.wal_disk_bytes)} kept, since {finished.wal_age_seconds:.0f} s"))
     if finished.outputs:
         rows.append(("output", ", ".join(finished.outputs)))
     shares = "  ".join(f"{activity} {share:.1%}" for activity, share in finished.shares.items())
@@ -167,6 +171,24 @@ def _rows(outcome: Outcome, started: Started | None) -> list[tuple[str, str]]:
 
 def _plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def progress(title: str, total_bytes: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal; call what it yields with the bytes of each step."""
+    from rich import progress as rich_progress
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        rich_progress.TextColumn(title),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(binary_units=True),
+        rich_progress.TimeRemainingColumn(),
+    )
+    is_hidden = not (show and console.is_terminal)
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
+        task = bar.add_task(title, total=total_bytes)
+        yield lambda step: bar.advance(task, step)
 
 
 def size(count: float) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from statestore.errors import StateStoreError
-from statestore_runtime.cli import checkpoint, state
+from statestore_runtime.cli import checkpoint, retention, state
 from statestore_runtime.cli.check import check
 from statestore_runtime.cli.diff import diff
 from statestore_runtime.cli.export import export
@@ -33,9 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
-checkpoint.app.command()(diff)
-checkpoint.app.command()(export)
-checkpoint.app.command()(check)
+for command in (diff, export, check, retention.pin, retention.unpin, retention.prune):
+    checkpoint.app.command()(command)
 app.command()(savepoint)
 app.command()(migrate)
 app.add_typer(checkpoint.app, name="checkpoint")
