@@ -21,11 +21,15 @@ from typing import Any
 
 import pytest
 
+from statestore.checkpoint.parts import complete_parts
 from statestore.config import load_config
 from statestore.errors import FencedError
+from statestore.keys import split_key_groups
 from statestore.opening import open_store
+from statestore.reading.reader import StateReader
 from statestore.store import StateStore
 from statestore.testing.clock import FakeClock
+from statestore.types import Attempt
 
 KEYS = [f"key-{n}" for n in range(30)]
 SMALL = (
@@ -133,18 +137,33 @@ class _Stores:
         self._opened: list[StateStore] = []
 
     def open(
-        self, restore: str | None = None, *, backend: str | None = None, embedded: bool = True, place: str = "local"
+        self,
+        restore: str | None = None,
+        *more: str,
+        backend: str | None = None,
+        embedded: bool = True,
+        place: str = "local",
+        key_groups: range | None = None,
+        attempt: Attempt | None = None,
     ) -> StateStore:
-        """The store; `place` names the machine it is on, `embedded` says whether a commit counts without a checkpoint."""
+        """The store, with `more` settings; `place` names the machine it is on, `embedded` says whether a commit counts by itself."""
         overrides = [
             f"state.backend={backend or self.backend}",
             f"state.dir={self.folder / place}",
             f"checkpointing.dir={self.folder / 'checkpoints'}",
             *SMALL,
             *self.settings,
+            *more,
         ]
-        config = load_config(overrides=overrides)
-        store = open_store(config, "job", restore=restore, auto_complete=embedded, clock=self.clock)
+        store = open_store(
+            load_config(overrides=overrides),
+            "job",
+            restore=restore,
+            auto_complete=embedded,
+            clock=self.clock,
+            key_groups=key_groups,
+            attempt=attempt,
+        )
         self._opened.append(store)
         return store
 
@@ -257,6 +276,107 @@ class StoreConformance:
             states = _Handles(stores.open(path))
             assert states.content() == expected
             states.store.close()
+
+    def test_a_lazy_restore_shows_the_same_at_every_moment(self, stores: _Stores) -> None:
+        """What is changed meanwhile stays, and a crash in between begins it anew."""
+        rng, model = random.Random(6), dict[str, Any]()
+        states = _Handles(stores.open("none", "checkpointing.base-format=portable"))
+        for _ in range(5):
+            for _ in range(60):
+                states.change(model, rng)
+            states.store.checkpoint()
+        states.store.close()
+        stores.forget_local()
+        for _ in range(2):
+            states = _Handles(stores.open("latest", "state-recovery.lazy=true"))
+            assert states.content() == _content_of(model)
+            for _ in range(60):
+                states.change(model, rng)
+            states.store.commit()
+            states.store.release()
+        states = _Handles(stores.open("latest", "state-recovery.lazy=true"))
+        states.store.wait_hydrated()
+        assert states.content() == _content_of(model)
+        assert states.store.count_keys() == len(_content_of(model))
+
+    @pytest.mark.parametrize("target", ["itself", "memory"])
+    def test_a_savepoint_stands_for_itself(self, stores: _Stores, target: str) -> None:
+        """Wherever its folder is, and though the job and all of its checkpoints are gone."""
+        rng, model = random.Random(7), dict[str, Any]()
+        states = _Handles(stores.open("none"))
+        for _ in range(200):
+            states.change(model, rng)
+        states.store.savepoint(str(stores.folder / "savepoint"), {"position": 7})
+        expected = _content_of(model)
+        for _ in range(50):
+            states.change(model, rng)
+        states.store.close()
+        stores.forget_local()
+        shutil.rmtree(stores.folder / "checkpoints")
+        moved = shutil.move(stores.folder / "savepoint", stores.folder / "moved")
+        states = _Handles(stores.open(str(moved), backend="memory" if target == "memory" else None))
+        assert states.store.restored is not None
+        assert states.store.restored.meta == {"position": 7}
+        assert states.content() == expected
+
+    @pytest.mark.parametrize("after", [1, 3, 8])
+    def test_state_is_spread_over_other_stores(self, stores: _Stores, after: int) -> None:
+        """Two stores share the key groups, and then fewer or more of them."""
+        expected = {key: f"{key} {turn}" for turn, key in enumerate(KEYS)}
+        for turn, parallelism in enumerate((2, after)):
+            opened: list[StateStore] = []
+            for own in split_key_groups(parallelism, 8):
+                attempt = opened[0].attempt if opened else None
+                restore = "latest" if turn else "none"
+                opened.append(stores.open(restore, embedded=False, key_groups=own, attempt=attempt))
+            states = [store.value_state("value", str) for store in opened]
+            for key in KEYS:
+                worker = next(n for n, store in enumerate(opened) if store.key_group(key) in store.key_groups)
+                opened[worker].set_current_key(key)
+                assert states[worker].value() == (expected[key] if turn else None)
+                states[worker].update(expected[key])
+            info = complete_parts(opened[0].checkpoints, [store.begin_checkpoint().upload() for store in opened])
+            for store in opened:
+                store.complete(info)
+                assert store.count_keys() == sum(store.key_group(key) in store.key_groups for key in KEYS)
+                store.close()
+
+    def test_a_checkpoint_is_read_from_outside(self, stores: _Stores) -> None:
+        """Key by key and as a whole, while the store goes on."""
+        rng, model = random.Random(8), dict[str, Any]()
+        states = _Handles(stores.open("none"))
+        for _ in range(3):
+            for _ in range(100):
+                states.change(model, rng)
+            info = states.store.checkpoint()
+        expected = _content_of(model)
+        for _ in range(100):
+            states.change(model, rng)
+        states.store.commit()
+        reader = StateReader(states.store.checkpoints, info.manifest)
+        for name, nothing in (("value", None), ("list", []), ("map", {}), ("total", None)):
+            known = {key: state[name] for key, state in expected.items() if state[name] not in (None, [], {})}
+            assert reader.state(name).to_dict() == known
+            assert [reader.state(name).get(key) or nothing for key in KEYS] == [known.get(key, nothing) for key in KEYS]
+
+    def test_types_may_change(self, stores: _Stores) -> None:
+        """What was stored is read as what it is declared as now, also where only some of it was written again."""
+        store = stores.open("none")
+        counts = store.value_state("counts", int)
+        for n, key in enumerate(KEYS):
+            store.set_current_key(key)
+            counts.update(n)
+        store.checkpoint()
+        store.close()
+        for _ in range(2):
+            store = stores.open("latest")
+            wider = store.value_state("counts", float)
+            assert wider.get_many(KEYS) == [float(n) for n in range(len(KEYS))]
+            store.set_current_key(KEYS[3])
+            wider.update(3.0)
+            store.checkpoint()
+            store.close()
+            stores.forget_local()
 
     def test_state_times_out(self, stores: _Stores) -> None:
         """It is not returned any more, and leaves the backend."""
