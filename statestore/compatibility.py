@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from statestore.checkpoint.storage import locate_checkpoint
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.view import CheckpointView
 from statestore.errors import IncompatibleStateError
 from statestore.io import OpenStorage, open_storage

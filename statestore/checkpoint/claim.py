@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 
 from statestore import crashpoints
+from statestore.checkpoint.locating import SavepointStorage, locate_checkpoint
 from statestore.checkpoint.manifest import Claim, Manifest, manifest_sha256
 from statestore.checkpoint.retention import remove_up_to
-from statestore.checkpoint.storage import CheckpointStorage, SavepointStorage, locate_checkpoint
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, CorruptionError, UnavailableError, UsageError
 from statestore.io import redacted
 from statestore.types import CheckpointId

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import msgspec
 
 from statestore import crashpoints
+from statestore.checkpoint.locating import SavepointStorage, locate_checkpoint
 from statestore.checkpoint.manifest import BaseEntry, Manifest, Part, SegmentEntry, encode_manifest
 from statestore.checkpoint.retention import remove_up_to
-from statestore.checkpoint.storage import METADATA, CheckpointStorage, SavepointStorage, locate_checkpoint
+from statestore.checkpoint.storage import METADATA, CheckpointStorage
 from statestore.checkpoint.view import CheckpointView
 from statestore.clock import Clock
 from statestore.copying import Entry, Progress, Show, Source, copy_entries, source_of

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from statestore.backend import backend_names
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.manifest import Manifest, Part
-from statestore.checkpoint.storage import METADATA, CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.storage import METADATA, CheckpointStorage
 from statestore.clock import Clock
 from statestore.config import Config, EncryptionConfig
 from statestore.copying import Source, source_of

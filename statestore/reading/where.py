@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from statestore.backend import backend_names
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.manifest import Manifest
-from statestore.checkpoint.storage import METADATA, CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.storage import METADATA, CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, UsageError
 from statestore.io import OpenStorage, local_path, open_storage, redacted
 from statestore.opening import resolved

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from statestore import crashpoints
 from statestore.backend import Backend
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.manifest import FileEntry, Manifest, Part
 from statestore.checkpoint.parts import part_for
-from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.errors import CheckpointNotFoundError, CorruptionError, IncompatibleStateError, UsageError
 from statestore.recovery.loading import Loader
 from statestore.recovery.local import Local

@@ -10,7 +10,7 @@ import pytest
 
 import statestore
 from statestore import CheckpointNotFoundError, Place, StateStoreError, crashpoints
-from statestore.checkpoint.storage import locate_checkpoint
+from statestore.checkpoint.locating import locate_checkpoint
 from tests.command import environment
 from tests.store.stores import content, handles
 

@@ -9,7 +9,8 @@ import pytest
 import statestore
 from statestore import FencedError, UnavailableError, UsageError
 from statestore.checkpoint.claim import claim, remove_claimed
-from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.locating import locate_checkpoint
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.verify import verify
 from statestore.io import LocalStorage, MemoryStorage
 from tests.conftest import BACKENDS

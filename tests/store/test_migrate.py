@@ -16,8 +16,8 @@ from statestore import (
     UsageError,
     copying,
 )
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.savepoint import SavepointWriter
-from statestore.checkpoint.storage import locate_checkpoint
 from statestore.checkpoint.verify import verify
 from statestore.migration.target import BackendTarget
 from statestore.testing.clock import FakeClock

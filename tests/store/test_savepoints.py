@@ -18,8 +18,9 @@ from statestore import (
     open_store,
     split_key_groups,
 )
+from statestore.checkpoint.locating import locate_checkpoint
 from statestore.checkpoint.savepoint import save_checkpoint
-from statestore.checkpoint.storage import CheckpointStorage, locate_checkpoint
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.verify import verify
 from statestore.io import LocalStorage
 from statestore.testing.clock import FakeClock

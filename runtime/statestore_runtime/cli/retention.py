@@ -54,7 +54,7 @@ def unpin(
     debug: Debug = False,
 ) -> None:
     """Let a pinned checkpoint go like any other of its age."""
-    from statestore.checkpoint.storage import locate_checkpoint
+    from statestore.checkpoint.locating import locate_checkpoint
 
     if "/chk-" in which:
         _, opener = settings_and_opener(config, overrides)
