@@ -119,7 +119,8 @@ def test_killed_while_its_state_is_copied(tmp_path, places, backend, point):
     All flights, so that there is work for much longer than the copying takes.
     """
     token, variables = armed(tmp_path, "job.batch#170")
-    ended = run(places, backend, "-D", "restart.type=none", cwd=tmp_path, **variables)
+    portable = ("-D", "checkpointing.base-format=portable")  # a native base is brought back whole
+    ended = run(places, backend, *portable, "-D", "restart.type=none", cwd=tmp_path, **variables)
     assert (ended.code, token.exists()) == (11, False), ended.err
     for lost in ("log", backend):
         shutil.rmtree(tmp_path / "local" / "flights" / lost, ignore_errors=True)

@@ -383,12 +383,13 @@ def test_a_checkpoint_of_another_folder(embedded, stepwise, tmp_path, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_in_the_background(embedded, backend):
     _, expected = made(embedded)
+    before = set(threading.enumerate())
     store = embedded.open(backend, "latest", LAZY)
     assert store.wait_hydrated()
     assert store.hydration is None
     assert content(store, KEYS) == expected
     store.close()
-    assert not any(thread.name.startswith("statestore-") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("statestore-") for thread in set(threading.enumerate()) - before)
 
 
 def test_from_s3(places, s3_url, stepwise):
