@@ -583,6 +583,7 @@ class StateStore(StateFactory):
         try:
             if self._backend.durable and self._failure is None:
                 self._applier.finish()
+                self._trim_log()  # so that the next opening has little to read
             self.collected()
         finally:
             self.release()
