@@ -63,12 +63,3 @@ def parse_size(value: object) -> int:
     if match is None or match[2].lower() not in _BYTES:
         raise ValueError(f"{value!r} is no size; write it like '512kb', '64mb' or '1gb'")
     return int(float(match[1]) * _BYTES[match[2].lower()])
-
-
-def format_size(size: float) -> str:
-    """A size as people read it, e.g. "3.4 MB"."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1024 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
