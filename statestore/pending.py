@@ -1,22 +1,27 @@
 """Committed epochs on their way to the backend.
 
 Invariants:
-- a batch moves from `waiting` (its epoch may yet be rolled back) to `ready` (its epoch is complete: batches are merged, the last value
-  wins) to `applying`, and disappears when the backend has it;
-- a look-up goes from the newest to the oldest of these, and only then to the backend, so a reader never sees half of an `apply`.
+- a batch moves from `waiting` (its epoch may yet be rolled back) to `ready` (its epoch is complete) to `applying` (with all that was
+  ready merged into one, the last value wins), and disappears when the backend has it;
+- a look-up goes from the newest to the oldest of these, and only then to the backend, so a reader never sees half of an `apply`;
+- nothing is merged where processing stands still, in `add` and `complete`.
 
-The main thread adds, completes and looks up; one background thread takes and finishes. Each step replaces whole objects under a lock.
+The main thread adds, completes and looks up; one background thread takes and finishes. Each moves whole batches under a lock. A batch is
+merged into an older one while both can be seen: whoever looks finds the same in either.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 
 from statestore.keys import split_entry
 from statestore.types import Epoch
 
 ENTRY_OVERHEAD_BYTES = 200
+LAYERS_MAX = 8
+"""More batches than this are not looked up one by one."""
 MISSING = object()
 
 
@@ -34,6 +39,10 @@ class EpochBatch:
     def put(self, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry."""
         self.entries[entry_key] = value
+
+    def put_many(self, entry_keys: list[bytes], values: Sequence[bytes | None]) -> None:
+        """Set several entries."""
+        self.entries.update(zip(entry_keys, values, strict=True))
 
     def put_collection(self, prefix: bytes, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry of the map with this prefix."""
@@ -62,9 +71,9 @@ class Pending:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[EpochBatch, int]] = deque()
-        self._ready = EpochBatch()
+        self._ready: list[EpochBatch] = []
         self._ready_bytes = 0
-        self._applying: EpochBatch | None = None
+        self._applying: list[EpochBatch] = []
 
     @property
     def ready_bytes(self) -> int:
@@ -82,31 +91,29 @@ class Pending:
             while self._waiting and self._waiting[0][0].epoch <= epoch:
                 batch, size = self._waiting.popleft()
                 self._ready_bytes += size
-                if self._ready.epoch:
-                    self._ready.merge(batch)
-                else:
-                    self._ready = batch
+                self._ready.append(batch)
 
     def take(self) -> EpochBatch | None:
         """Start applying all that is ready; None when nothing is. What failed before is given again first."""
         with self._lock:
-            if self._applying is None and self._ready.epoch:
-                self._applying, self._ready, self._ready_bytes = self._ready, EpochBatch(), 0
-            return self._applying
+            if not self._applying:
+                self._applying, self._ready, self._ready_bytes = self._ready, [], 0
+        merged = _merged(self._applying)
+        with self._lock:
+            self._applying = merged
+        return merged[0] if merged else None
 
     def finish(self) -> None:
         """The backend has what was taken."""
         with self._lock:
-            self._applying = None
+            self._applying = []
 
     def _layers(self) -> list[EpochBatch]:
+        """What waits, the newest first."""
         with self._lock:
-            layers = [batch for batch, _ in reversed(self._waiting)]
-            if self._ready.epoch:
-                layers.append(self._ready)
-            if self._applying is not None:
-                layers.append(self._applying)
-        return layers
+            if len(self._ready) > LAYERS_MAX:
+                self._ready = _merged(self._ready)
+            return [*(batch for batch, _ in reversed(self._waiting)), *reversed(self._ready), *reversed(self._applying)]
 
     def get_many(self, entry_keys: list[bytes]) -> list[object]:
         """Value, None (deleted) or MISSING of each key."""
@@ -132,5 +139,13 @@ class Pending:
         """Entries of the map with this prefix."""
         merged: dict[bytes, bytes | None] = {}
         for layer in reversed(self._layers()):
-            merged.update({key: layer.entries[key] for key in layer.collections.get(prefix, ())})
+            entry_keys = tuple(layer.collections.get(prefix, ()))  # more may be merged into it meanwhile
+            merged.update({key: layer.entries[key] for key in entry_keys})
         return merged
+
+
+def _merged(batches: list[EpochBatch]) -> list[EpochBatch]:
+    """The first of some batches, which are in the order of their epochs, with all that the others hold."""
+    for batch in batches[1:]:
+        batches[0].merge(batch)
+    return batches[:1]

@@ -1,0 +1,59 @@
+"""What is committed waits for the backend in batches: the newest value is found, wherever it waits."""
+
+from statestore.pending import LAYERS_MAX, MISSING, EpochBatch, Pending
+
+
+def batch(**entries):
+    made = EpochBatch()
+    for key, value in entries.items():
+        made.put_collection(key[:1].encode(), key.encode(), value)
+    return made
+
+
+def added(pending, epoch, **entries):
+    pending.add(batch(**entries), epoch, 10)
+
+
+def test_a_look_up_finds_the_newest_value_wherever_it_waits():
+    pending = Pending()
+    added(pending, 1, a1=b"old", a2=b"2", a3=b"3")
+    added(pending, 2, a1=b"older", a2=None)
+    pending.complete(2)
+    assert pending.take().entries == {b"a1": b"older", b"a2": None, b"a3": b"3"}
+    added(pending, 3, a3=b"ready", b1=b"b")
+    pending.complete(3)
+    added(pending, 4, a1=b"waiting")
+    assert pending.get_many([b"a1", b"a2", b"a3", b"b1", b"b2"]) == [b"waiting", None, b"ready", b"b", MISSING]
+    assert pending.collection(b"a") == {b"a1": b"waiting", b"a2": None, b"a3": b"ready"}
+    assert pending.everything() == {b"a1": b"waiting", b"a2": None, b"a3": b"ready", b"b1": b"b"}
+    pending.finish()
+    assert pending.get_many([b"a1", b"a2", b"a3"]) == [b"waiting", MISSING, b"ready"]
+
+
+def test_what_failed_to_be_applied_is_taken_again_without_what_came_later():
+    pending = Pending()
+    added(pending, 1, a=b"1")
+    pending.complete(1)
+    taken = pending.take()
+    added(pending, 2, a=b"2")
+    pending.complete(2)
+    assert pending.take() is taken
+    assert (taken.epoch, taken.entries) == (1, {b"a": b"1"})
+    pending.finish()
+    assert pending.take().entries == {b"a": b"2"}
+    pending.finish()
+    assert pending.take() is None
+
+
+def test_many_batches_are_looked_up_as_one():
+    pending = Pending()
+    last = 2 * LAYERS_MAX
+    for epoch in range(1, last + 1):
+        added(pending, epoch, a=b"%d" % epoch, **{f"b{epoch}": b"b"})
+        pending.complete(epoch)
+    waiting = pending.ready_bytes
+    assert pending.get_many([b"a", b"b1", b"b2"]) == [b"%d" % last, b"b", b"b"]
+    assert len(pending.collection(b"b")) == last
+    assert pending.ready_bytes == waiting
+    taken = pending.take()
+    assert (taken.epoch, taken.entries[b"a"], len(taken.entries)) == (last, b"%d" % last, last + 1)
