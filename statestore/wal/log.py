@@ -13,8 +13,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import zstandard
-
 from statestore import crashpoints
 from statestore.backend import Batch
 from statestore.clock import Clock
@@ -24,6 +22,7 @@ from statestore.types import Attempt, Epoch
 from statestore.wal.reader import Group, SegmentContent, read_segment
 from statestore.wal.record import (
     CommitRecord,
+    Compressor,
     SegmentHeader,
     decode_header,
     encode_group,
@@ -78,7 +77,7 @@ class Log:
         self._key_groups = own.start, own.stop - 1
         self.sealed: list[SealedSegment] = []
         self._begun: dict[int, float] = {}
-        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._compressor = Compressor()
         self._appender: Appender | None = None
         self._failure: BaseException | None = None
         self._header: SegmentHeader | None = None

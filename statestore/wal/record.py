@@ -37,6 +37,12 @@ MAGIC = b"SSTWAL\x00\x01"
 BATCH, COMMIT = 1, 2
 ENTRIES_PER_RECORD = 16384
 RECORD_RAW_MAX_BYTES = 256 << 20
+SAMPLED_MIN_BYTES = 128 << 10
+SAMPLE_PARTS, SAMPLE_PART_BYTES = 8, 2 << 10
+WORTHWHILE = 0.8
+"""A payload whose sample does not shrink to this share is not compressed: that would take as long as encoding and writing it."""
+HASTY_LEVEL = -10_000
+"""Of zstd: it looks for nothing, so it takes little more time than a copy."""
 
 _head = struct.Struct("<IBQI")
 _u32 = struct.Struct("<I")
@@ -143,15 +149,30 @@ def decode_header(data: bytes, file: str) -> tuple[SegmentHeader, int]:
         raise CorruptionError(file, f"the segment header can't be read: {error}", offset=PREFIX_BYTES) from error
 
 
-def _record(kind: int, epoch: Epoch, raw: bytes, compressor: zstandard.ZstdCompressor) -> bytes:
+class Compressor:
+    """Makes the payloads: zstd frames, whose bytes are the content's own where a sample shows that there is little to save."""
+
+    def __init__(self) -> None:
+        self._usual = zstandard.ZstdCompressor(level=1)
+        self._hasty = zstandard.ZstdCompressor(level=HASTY_LEVEL)
+
+    def compress(self, raw: bytes) -> bytes:
+        """Payload with this content."""
+        if len(raw) >= SAMPLED_MIN_BYTES:
+            starts = range(0, len(raw), len(raw) // SAMPLE_PARTS)
+            sample = b"".join([raw[start : start + SAMPLE_PART_BYTES] for start in starts])
+            if len(self._usual.compress(sample)) > WORTHWHILE * len(sample):
+                return self._hasty.compress(raw)
+        return self._usual.compress(raw)
+
+
+def _record(kind: int, epoch: Epoch, raw: bytes, compressor: Compressor) -> bytes:
     payload = compressor.compress(raw)
     head = _head.pack(len(payload), kind, epoch, google_crc32c.value(payload))
     return b"".join((head, _u32.pack(google_crc32c.value(head)), payload))
 
 
-def _batch_records(
-    entries: dict[bytes, bytes | None], epoch: Epoch, compressor: zstandard.ZstdCompressor
-) -> Iterator[bytes]:
+def _batch_records(entries: Batch, epoch: Epoch, compressor: Compressor) -> Iterator[bytes]:
     raw = _pack(entries)
     if len(raw) <= RECORD_RAW_MAX_BYTES:
         yield _record(BATCH, epoch, raw, compressor)
@@ -164,7 +185,16 @@ def _batch_records(
         yield from _batch_records(part, epoch, compressor)
 
 
-def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: zstandard.ZstdCompressor) -> bytes:
+def _parts(batch: Batch) -> Iterator[Batch]:
+    if 0 < len(batch) <= ENTRIES_PER_RECORD:
+        yield batch  # as it is, for a copy takes longer than the checksum
+        return
+    items = iter(batch.items())
+    while part := dict(islice(items, ENTRIES_PER_RECORD)):
+        yield part
+
+
+def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: Compressor) -> bytes:
     """Bytes of one epoch, to be appended in one write.
 
     Raises
@@ -173,8 +203,7 @@ def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: z
         A value is larger than a record may be.
     """
     records: list[bytes] = []
-    items = iter(batch.items())
-    while part := dict(islice(items, ENTRIES_PER_RECORD)):
+    for part in _parts(batch):
         records += _batch_records(part, epoch, compressor)
     records.append(_record(COMMIT, epoch, _pack(commit), compressor))
     return b"".join(records)

@@ -1,6 +1,7 @@
 """The log: what is committed comes back, a torn tail goes, damage is named."""
 
 import logging
+import random
 
 import pytest
 import zstandard
@@ -239,6 +240,21 @@ def test_large_batches_are_split_by_bytes_and_a_too_large_value_refused(monkeypa
     assert sum(map(len, (part for _, part in history(log)))) == 9
     with pytest.raises(UsageError, match="over the limit"):
         log.append({b"k": b"x" * 1100}, 2, CommitRecord({}, Times()))
+
+
+def test_what_does_not_shrink_is_stored_as_it_is():
+    sizes = {}
+    for name, value in (("noise", random.Random(1).randbytes), ("zeros", bytes)):
+        storage = MemoryStorage("mem")
+        log = new_log(storage)
+        batch = {b"%d" % n: value(100_000) for n in range(5)}
+        sizes[name] = log.append(batch, 1, CommitRecord({}, Times()))
+        assert history(recovered(storage)) == [(1, batch)]
+        assert (batch[b"0"] in storage.read(segment_name(1))) == (
+            name == "noise"
+        )  # which is within the first block of the frame
+    assert sizes["noise"] < 500_500
+    assert sizes["zeros"] < 5000
 
 
 def test_a_decompression_bomb_is_refused():
