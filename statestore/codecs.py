@@ -73,8 +73,6 @@ class Codec:
         Number of the schema among those of the state.
     encode
         Bytes of a value, unchecked.
-    fast_class
-        Class of whose values `encode` is enough, if `verify`, where there is one, can read the bytes; None for none.
 
     Raises
     ------
@@ -102,8 +100,9 @@ class Codec:
         self._value_class = None if self._is_pickled else _value_class(declared)
         self._exact = declared if declared in _EXACT and not self._is_pickled else None
         self._is_open = not self._is_pickled and has_any(self.schema)
-        self.fast_class = None if self._is_open else self._value_class
-        self.verify = None if self._exact else reader.one
+        # Of values of just this class `encode` is enough, if what is to verify it, where anything is, can read the bytes.
+        self._fast_class = None if self._is_open else self._value_class
+        self._verify = None if self._exact else reader.one
 
     # Writing
 
@@ -117,6 +116,21 @@ class Codec:
         except Exception as error:  # whatever a class of the user's raises
             raise UsageError(f"a value of state '{state}' can't be encoded as {self.name}: {error}") from error
         return data
+
+    def checked_each(self, values: list[Any], head: bytes, state: str) -> list[bytes]:
+        """Bytes of each of several values, behind `head`. Raises as `checked` does."""
+        if set(map(type, values)) == {self._fast_class}:
+            encode, verify = self.encode, self._verify
+            try:
+                if verify is None:
+                    return [head + encode(value) for value in values]
+                encoded = list(map(encode, values))
+                for data in encoded:
+                    verify(data)
+                return [head + data for data in encoded]
+            except Exception:  # whatever a class of the user's raises; one by one they show which it was
+                pass
+        return [head + self.checked(value, state) for value in values]
 
     def checked_many(self, values: list[Any], checked_before: int, state: str) -> bytes:
         """Bytes of an array of values, the first of which were checked before. Raises as `checked` does."""

@@ -60,17 +60,10 @@ class _ExpiringSingle(_Expiring[T], SingleState[T]):
     def _put(self, value: Any) -> None:
         self._changed[self._scope.key] = value, self.expiry.now()
 
-    def _encode_changes(self, batch: EpochBatch) -> int:
-        entries, size = batch.entries, 0
-        for key, found in self._changed.items():
-            entry_key = self._keys.of(self._scope.encode_key(key))
-            if found is ABSENT:
-                entries[entry_key] = None
-            else:
-                data = self._head_at(found[1]) + self._codec.checked(found[0], self.name)
-                entries[entry_key] = data
-                size += len(data)
-        return size
+    def _to_store(self, values: list[Any]) -> list[bytes]:
+        heads = {touched: self._head_at(touched) for touched in {touched for _, touched in values}}
+        encoded = self._codec.checked_each([value for value, _ in values], b"", self.name)
+        return [heads[touched] + data for (_, touched), data in zip(values, encoded, strict=True)]
 
 
 class ExpiringValueState(_ExpiringSingle[T], ValueState[T]):

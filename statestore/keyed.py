@@ -133,7 +133,7 @@ class KeyedState(StateFactory):
     def __init__(self, store: StateStore, prefix: str, key_type: Any):
         self._store, self._prefix = store, prefix
         self._key_codec = KeyCodec(key_type)
-        self.encode_key = self._key_codec.encode
+        self.encode_key, self.encode_keys = self._key_codec.encode, self._key_codec.encode_many
         self.key: Any = NO_KEY
         self.batch: Sequence[Any] = ()
         self.decode_key = self._key_codec.decode

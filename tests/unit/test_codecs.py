@@ -114,8 +114,12 @@ def again(codec, value):
     """The value as it comes back, alone and among others."""
     one = codec.decode_stored(codec.checked(value, "s"), 0, "s")
     many = codec.decode_stored_many(codec.checked_many([value, value], 0, "s"), 0, "s")
-    assert len(many) == 2
-    return [one, *many]
+    each = [
+        codec.decode_stored(data.removeprefix(b"head"), 0, "s")
+        for data in codec.checked_each([value, value], b"head", "s")
+    ]
+    assert len(many) == len(each) == 2
+    return [one, *many, *each]
 
 
 @pytest.mark.parametrize(("declared", "value"), VALUES, ids=type_name_of)
@@ -163,6 +167,16 @@ def test_what_could_not_be_read_again_is_refused(declared, value, problem):
     assert problem in str(caught.value)
     with pytest.raises(UsageError, match="state 's'"):
         codec.checked_many([value], 0, "s")
+    with pytest.raises(UsageError, match="state 's'"):
+        codec.checked_each([value, value], b"", "s")
+
+
+@pytest.mark.parametrize(
+    ("declared", "values"), [(int, [1, HUGE]), (float, [1, 2.5]), (Any, [1, "a"]), (Profile, [Profile(LONE)])]
+)
+def test_each_of_several_values_is_encoded_as_one_alone(declared, values):
+    codec = Codec(declared)
+    assert codec.checked_each(values, b"h", "s") == [b"h" + codec.checked(value, "s") for value in values]
 
 
 def test_what_was_checked_before_is_not_looked_at_again():

@@ -80,3 +80,24 @@ def test_key_groups_never_change():
 def test_prefix_end_bounds_exactly_the_prefixed(prefix, other):
     end = prefix_end(prefix)
     assert (other >= prefix and (end is None or other < end)) == other.startswith(prefix)
+
+
+@pytest.mark.parametrize(("declared", "values"), CASES, ids=[str(case[0]) for case in CASES])
+def test_many_keys_at_once_are_encoded_as_one_by_one(declared, values):
+    codec = KeyCodec(declared)
+
+    @given(st.lists(values, unique=True))
+    def check(keys):
+        assert codec.encode_many(dict.fromkeys(keys)) == [codec.encode(key) for key in keys]
+
+    check()
+
+
+def test_many_entry_keys_at_once():
+    keys = EntryKeys(7, 128)
+    encoded = [KeyCodec(str).encode(key) for key in ("", "a", "\ud800", "x" * 127, "x" * 128, "x" * 255)]
+    assert keys.of_many(encoded) == [keys.of(key) for key in encoded]
+    assert keys.of_many([*encoded, b"x" * 256]) == [keys.of(key) for key in [*encoded, b"x" * 256]]
+    own = key_group_of(b"a", 128)
+    with pytest.raises(UsageError, match="send it to its owner"):
+        EntryKeys(7, 128, range(own, own + 1)).of_many([b"a", b"b"])
