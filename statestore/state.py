@@ -66,7 +66,7 @@ class State(Generic[T]):
         self._young: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
         self._young_bytes = self._old_bytes = 0.0
-        self._capacity_bytes = 0
+        self._capacity_bytes = self._flushed_bytes = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} '{self.name}' of {self._codec.name}>"
@@ -133,9 +133,13 @@ class State(Generic[T]):
     def flush(self, batch: EpochBatch) -> None:
         """Encode all changes since the last commit into `batch`."""
         if self._changed:
-            size = self._encode_changes(batch)
+            self._flushed_bytes = self._encode_changes(batch)
+
+    def flushed(self) -> None:
+        """What was flushed is in the log, or the store fails: it is clean now."""
+        if self._changed:
             self._shrink()
-            self._keep_changed(size)
+            self._keep_changed(self._flushed_bytes)
             self._changed.clear()
             if self.cached_bytes > self._capacity_bytes:
                 self._old, self._old_bytes = {}, 0.0

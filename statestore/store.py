@@ -417,14 +417,20 @@ class StateStore(StateFactory):
         batch = EpochBatch()
         self._remove_expired(batch)  # before the changes: what was touched since stays
         swept = len(batch.entries)
-        for scope in self._scopes:
-            for state in scope.states.values():
-                state.flush(batch)
+        handles = [state for scope in self._scopes for state in scope.states.values()]
+        for handle in handles:
+            handle.flush(batch)
+
+        def while_it_is_written() -> None:
+            for handle in handles:
+                handle.flushed()
+
         states = None
         if self._states_changed or self._log.needs_states:
             states = list(self._states.values())
         epoch = Epoch(self._epoch + 1)
-        size = self._log.append(batch.entries, epoch, CommitRecord(meta, self._times.times(), states))
+        record = CommitRecord(meta, self._times.times(), states)
+        size = self._log.append(batch.entries, epoch, record, while_it_is_written)
         self.metrics.wal_bytes += size
         self._measure_log()
         self._sweep.owe(len(batch.entries) - swept)

@@ -221,4 +221,8 @@ class Timers:
         for group in self._groups.values():
             for timer, is_set in group.changes.items():
                 batch.put_collection(group.prefix, group.prefix + timer, _STORED if is_set else None)
+
+    def flushed(self) -> None:
+        """What was flushed is in the log, or the store fails."""
+        for group in self._groups.values():
             group.changes.clear()

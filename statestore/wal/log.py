@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from statestore import crashpoints
@@ -186,8 +186,15 @@ class Log:
 
     # Writing
 
-    def append(self, batch: Batch, epoch: Epoch, commit: CommitRecord) -> int:
+    def append(
+        self, batch: Batch, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None] = lambda: None
+    ) -> int:
         """Log one epoch durably; returns the bytes written.
+
+        Parameters
+        ----------
+        meanwhile
+            What there is to do while the disk is writing.
 
         Raises
         ------
@@ -202,8 +209,12 @@ class Log:
         data = encode_group(batch, epoch, commit, self._compressor)
         crashpoints.reach("commit.before-log")
         try:
-            self._ensure_segment(epoch).write(data)
-            self._sync(data)
+            appender = self._ensure_segment(epoch)
+            appender.write(data)
+            self._digest.update(data)
+            self._size += len(data)
+            meanwhile()
+            appender.sync()
         except BaseException as error:
             self._failure = error
             raise
@@ -211,12 +222,6 @@ class Log:
         if self._size >= SEGMENT_MAX_BYTES:
             self.seal()
         return len(data)
-
-    def _sync(self, data: bytes) -> None:
-        assert self._appender is not None
-        self._appender.sync()
-        self._digest.update(data)
-        self._size += len(data)
 
     def _ensure_segment(self, first_epoch: Epoch) -> Appender:
         if self._appender is None:

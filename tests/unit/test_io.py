@@ -26,6 +26,7 @@ from statestore.io import (
     open_storage,
     redacted,
 )
+from statestore.io.local import HASTEN_MIN_BYTES
 from statestore.testing.clock import FakeClock
 
 
@@ -381,3 +382,25 @@ def test_a_store_without_conditional_puts_replaces_nothing_that_was_there(answer
         storage.create("x", b"2")
     storage.create("x", b"1")  # the same again: a repetition
     assert storage.read("x") == b"1"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_disk_is_told_to_begin_with_what_is_long(tmp_path, monkeypatch, refused):
+    told = []
+
+    def advise(descriptor, offset, length, advice):
+        told.append((offset, length))
+        if refused:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    storage = LocalStorage(tmp_path)
+    appender = storage.appender("log")
+    long = random.Random(1).randbytes(HASTEN_MIN_BYTES)
+    for data in (b"short", long, b"end"):
+        appender.write(data)
+    appender.sync()
+    appender.close()
+    assert told == [(5, len(long))]
+    assert storage.read("log") == b"short" + long + b"end"

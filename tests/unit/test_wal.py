@@ -221,6 +221,32 @@ def test_a_failed_sync_poisons_the_log():
     assert history(recovered(storage))[:1] == [(1, {b"a": b"1"})]
 
 
+class NotingSteps(MemoryStorage):
+    """Its appenders note what is done with them."""
+
+    def __init__(self):
+        super().__init__("mem")
+        self.steps = []
+
+    def appender(self, name):
+        appender = super().appender(name)
+        write, sync = appender.write, appender.sync
+        appender.write = lambda data: (self.steps.append("write"), write(data))
+        appender.sync = lambda: (self.steps.append("sync"), sync())
+        return appender
+
+
+def test_what_is_to_be_done_meanwhile_is_done_before_the_sync():
+    storage = NotingSteps()
+    log = new_log(storage)
+    log.append({b"a": b"1"}, 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
+    assert storage.steps == ["write", "write", "meanwhile", "sync"]
+    with pytest.raises(ZeroDivisionError):
+        log.append({b"a": b"2"}, 2, CommitRecord({}, Times()), lambda: 1 / 0)
+    with pytest.raises(ClosedError, match="failed before"):
+        commit(log, 2, a=2)
+
+
 def test_a_group_of_many_records(monkeypatch):
     monkeypatch.setattr(record, "ENTRIES_PER_RECORD", 10)
     storage = MemoryStorage("mem")
