@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -15,13 +16,16 @@ from statestore import crashpoints
 from statestore_runtime.sources.memory import DEFAULT_BATCH_SIZE
 from tests.command import ROOT, command, environment, settings, statestore
 from tests.conftest import BACKENDS
-from tests.crash import flights
+from tests.crash import flights, killed_flights
 
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
+KILLED_JOB = f"{ROOT / 'tests' / 'crash' / 'killed_flights.py'}:job"
 ALL_FLIGHTS = 336_776
+SOME_FLIGHTS = 80_000
 BATCHES = ALL_FLIGHTS // DEFAULT_BATCH_SIZE
 KILLS = 10
-ROUNDS = 1 + int(os.environ.get("SOAK_EXAMPLES", "0")) // 100  # `make soak` has many more
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "0"))
+ROUNDS = 1 + SOAK // 100  # `make soak` has many more
 
 # Small enough that bases, packing, applying and collecting all happen within a run.
 BUSY = [
@@ -34,34 +38,41 @@ BUSY = [
     "state.pending-size=24kb",
     "restart.delay=0",
 ]
-RECOVERY_POINTS = [name for name in crashpoints.NAMES if name.startswith("recovery.")]
-HYDRATION_POINTS = [name for name in crashpoints.NAMES if name.startswith("hydration.")]
-OFFLINE = ("savepoint.", "claim.", "migrate.")  # see test_copies.py
-POINTS = [
-    name
-    for name in crashpoints.NAMES
-    if name not in (*RECOVERY_POINTS, *HYDRATION_POINTS, "job.batch") and not name.startswith(OFFLINE)
-]
+# Points that one run dies at, one after the other; those of savepoints, claims and migrations are in test_copies.py.
+TOGETHER = (("commit.", "backend.", "base."), ("checkpoint.", "pack."), ("sink.", "recovery."))
+ONCE = (
+    "base.made",
+    "recovery.begun",
+    "recovery.loaded",
+)  # in the life of a process; where the backend is slow there is no second base
 
 
-@pytest.fixture(scope="session")
-def some_flights(tmp_path_factory):
-    """A file with the first flights."""
-    path = tmp_path_factory.mktemp("flights") / "flights.csv"
-    path.write_text("".join(flights.lines()[:80_001]), newline="")
-    return path
+def named(*prefixes):
+    return [name for prefix in prefixes for name in crashpoints.NAMES if name.startswith(prefix)]
 
 
-def run(places, backend, *options, cwd, changed=(), **variables):
+def points_of_runs():
+    """Each point once, several in a run; many times and in a run of its own where there is time for it."""
+    if SOAK:
+        before = {"recovery.loaded": ["job.batch#100"]}  # else there is nothing to load
+        hits = {name: (1,) if name in ONCE else (2, 1) for name in named(*itertools.chain(*TOGETHER))}
+        return [[*before.get(name, ()), *(f"{name}#{hit}" for hit in hits[name])] for name in hits]
+    return [[f"{name}#{1 if name in ONCE else 2}" for name in named(*prefixes)] for prefixes in TOGETHER]
+
+
+def run(places, backend, *options, cwd, job=JOB, changed=(), **variables):
     overrides = [*places.overrides(backend), *BUSY, *changed]
-    return statestore("run", JOB, "--json", *options, *settings(overrides), cwd=cwd, **variables)
+    return statestore("run", job, "--json", *options, *settings(overrides), cwd=cwd, **variables)
 
 
-def armed(folder, point):
-    """Environment in which a process dies once at a crash point, and the file that tells whether it has."""
-    token = folder / "token"
-    token.touch()
-    return token, {"STATESTORE_CRASH_POINT": point, "STATESTORE_CRASH_TOKEN": token}
+def killed_run(places, backend, points, *options, cwd, **more):
+    """A run in which the process dies at each of the points, and is started again unless the options say that it is not."""
+    folder = cwd / "points"
+    shutil.rmtree(folder, ignore_errors=True)
+    killed_flights.put(folder, points)
+    ended = run(places, backend, *options, cwd=cwd, job=KILLED_JOB, CRASH_POINTS=folder, **more)
+    assert killed_flights.left(folder) == [], f"it was not killed there: {ended.err}"
+    return ended
 
 
 def check_output(folder, expected):
@@ -74,107 +85,106 @@ def check_output(folder, expected):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(KILLS))
-def test_killed_at_a_random_moment(tmp_path, places, backend, seed):
-    batch = random.Random(f"{backend}-{seed}").randrange(1, BATCHES)
-    token, variables = armed(tmp_path, f"job.batch#{batch}")
-    ended = run(places, backend, cwd=tmp_path, **variables)
-    assert not token.exists(), "it was not killed"
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_killed_at_random_moments(tmp_path, places, backend, seed):
+    randomness = random.Random(f"{backend}-{seed}")
+    batches = [randomness.randrange(1, BATCHES // KILLS) for _ in range(KILLS)]
+    ended = killed_run(places, backend, [f"job.batch#{batch}" for batch in batches], cwd=tmp_path)
     assert ended.code == 0, ended.err
-    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (1, ALL_FLIGHTS)
+    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (KILLS, ALL_FLIGHTS)
     check_output(tmp_path, flights.expected())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_a_crash_point(tmp_path, places, some_flights, backend, point):
-    hit = 1 if point.endswith(".made") else 2  # where the backend is slow there is no second base
-    token, variables = armed(tmp_path, f"{point}#{hit}")
-    changed = ["checkpointing.base-min-size=1gb"] if point.startswith("pack.") else []  # else a base comes before it
-    ended = run(places, backend, cwd=tmp_path, changed=changed, FLIGHTS_CSV=some_flights, **variables)
-    assert not token.exists(), "it was not killed"
+@pytest.mark.parametrize("points", points_of_runs(), ids=lambda points: points[-1])
+def test_killed_at_crash_points(tmp_path, places, some_flights, backend, points):
+    no_bases = (
+        ["checkpointing.base-min-size=1gb"] if any(point.startswith("pack.") for point in points) else []
+    )  # else a base comes before it
+    ended = killed_run(places, backend, points, cwd=tmp_path, changed=no_bases, FLIGHTS_CSV=some_flights)
     assert ended.code == 0, ended.err
-    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (1, 80_000)
-    check_output(tmp_path, flights.expected(80_000))
+    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (len(points), SOME_FLIGHTS)
+    check_output(tmp_path, flights.expected(SOME_FLIGHTS))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("point", RECOVERY_POINTS)
-def test_killed_while_it_recovers(tmp_path, places, some_flights, backend, point):
-    token, variables = armed(tmp_path, "job.batch#170")
-    ended = run(places, backend, "-D", "restart.type=none", cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
-    assert (ended.code, token.exists()) == (11, False), ended.err
-    token, variables = armed(tmp_path, f"{point}#1")
-    ended = run(places, backend, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
-    assert not token.exists(), "it was not killed"
+def test_killed_while_it_recovers(tmp_path, places, some_flights, backend):
+    """By hand: a run that is over, and another one that goes on from its checkpoint."""
+    never = ("-D", "restart.type=none")
+    ended = killed_run(places, backend, ["job.batch#170"], *never, cwd=tmp_path, FLIGHTS_CSV=some_flights)
+    assert ended.code == 11, ended.err
+    points = [f"{name}#1" for name in named("recovery.")]
+    ended = killed_run(places, backend, points, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=some_flights)
     assert ended.code == 0, ended.err
-    check_output(tmp_path, flights.expected(80_000))
+    check_output(tmp_path, flights.expected(SOME_FLIGHTS))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("point", HYDRATION_POINTS)
-def test_killed_while_its_state_is_copied(tmp_path, places, backend, point):
-    """The local state is lost; the job works on its checkpoint at once, dies again, and its worker is restarted.
+def test_killed_while_its_state_is_copied(tmp_path, places, backend):
+    """The local state is lost; the job works on its checkpoint at once, dies at every step of it, and its worker is restarted.
 
     All flights, so that there is work for much longer than the copying takes.
     """
-    token, variables = armed(tmp_path, "job.batch#170")
     portable = ("-D", "checkpointing.base-format=portable")  # a native base is brought back whole
-    ended = run(places, backend, *portable, "-D", "restart.type=none", cwd=tmp_path, **variables)
-    assert (ended.code, token.exists()) == (11, False), ended.err
+    ended = killed_run(places, backend, ["job.batch#170"], *portable, "-D", "restart.type=none", cwd=tmp_path)
+    assert ended.code == 11, ended.err
     for lost in ("log", backend):
         shutil.rmtree(tmp_path / "local" / "flights" / lost, ignore_errors=True)
-    token, variables = armed(tmp_path, f"{point}#1")
+    points = [f"{name}#1" for name in named("hydration.")]
     lazy = ("--restore", "latest", "-D", "state-recovery.lazy=true")
-    ended = run(places, backend, *lazy, cwd=tmp_path, **variables)
-    assert not token.exists(), "it was not killed"
+    ended = killed_run(places, backend, points, *lazy, cwd=tmp_path)
     assert ended.code == 0, ended.err
     check_output(tmp_path, flights.expected())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_everything_killed_again_and_again(tmp_path, places, backend, seed):
-    """Command and worker together, by the clock, as a machine goes down; each time the user starts it again."""
+def test_everything_killed_again_and_again(tmp_path, places, some_flights, backend, seed):
+    """Command and worker together, as a machine goes down, soon after a checkpoint; each time the user starts it again."""
     delays = random.Random(f"{backend}-{seed}")
     arguments = ["run", JOB, *settings(places.overrides(backend) + BUSY)]
     restore, killed = [], 0
-    for _ in range(6):
-        process = subprocess.Popen(
-            command(*arguments, *restore),
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        time.sleep(delays.uniform(0.4, 0.9))
+    for _ in range(4):
+        process = started(*arguments, *restore, cwd=tmp_path, FLIGHTS_CSV=some_flights)
+        wait_for_a_checkpoint(process, tmp_path)
+        time.sleep(delays.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-        process.stderr.close()
-        if any((tmp_path / "local" / "checkpoints").glob("flights/chk-*/_metadata")):
-            restore = ["--restore", "latest"]
-    ended = run(places, backend, *restore, cwd=tmp_path)
+        restore = ["--restore", "latest"]
+    ended = run(places, backend, *restore, cwd=tmp_path, FLIGHTS_CSV=some_flights)
     assert ended.code == 0, ended.err
     assert killed >= 1
-    check_output(tmp_path, flights.expected())
+    check_output(tmp_path, flights.expected(SOME_FLIGHTS))
 
 
-def test_the_worker_ends_with_the_command(tmp_path, places):
+def test_the_worker_ends_with_the_command(tmp_path, places, some_flights):
     """Whoever kills only the command leaves nobody behind who writes."""
-    process = subprocess.Popen(
-        command("run", JOB, *settings(places.overrides("rocksdb") + BUSY)),
-        cwd=tmp_path,
-        env=environment(),
+    arguments = ["run", JOB, *settings(places.overrides("rocksdb") + BUSY)]
+    process = started(*arguments, cwd=tmp_path, FLIGHTS_CSV=some_flights)
+    wait_for_a_checkpoint(process, tmp_path)
+    process.kill()
+    process.wait()
+    # It waits for the worker's lock, and gets it.
+    ended = run(places, "rocksdb", "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=some_flights)
+    assert ended.code == 0, ended.err
+    check_output(tmp_path, flights.expected(SOME_FLIGHTS))
+
+
+def started(*arguments, cwd, **variables):
+    """The real command, in the background, leader of a process group."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(**variables),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    checkpoints = tmp_path / "local" / "checkpoints"
-    while process.poll() is None and not any(checkpoints.glob("flights/chk-2/_metadata")):
+
+
+def wait_for_a_checkpoint(process, folder):
+    """Until there is one that was not there before, or the job has come to its end."""
+    checkpoints = folder / "local" / "checkpoints" / "flights"
+    before = set(checkpoints.glob("chk-*/_metadata"))
+    while process.poll() is None and not set(checkpoints.glob("chk-*/_metadata")) - before:
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    ended = run(places, "rocksdb", "--restore", "latest", cwd=tmp_path)  # waits for the worker's lock, and gets it
-    assert ended.code == 0, ended.err
-    check_output(tmp_path, flights.expected())
