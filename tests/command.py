@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def statestore(*arguments, cwd, **variables):
     return in_a_process(_main, *map(str, arguments), cwd=cwd, **variables)
 
 
+def python(file, *, cwd, **variables):
+    """The end of `python FILE`."""
+    return in_a_process(_program, str(file), cwd=cwd, **variables)
+
+
 def in_a_process(function, *arguments, cwd, **variables):
     """The end of a process of its own that calls a function of a module; `variables` are in its environment."""
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +91,12 @@ def _replaced(number, path):
     with open(path, "wb") as file:
         os.dup2(file.fileno(), number, inheritable=True)
     return open(number, "w", encoding="utf-8", buffering=1, closefd=False)
+
+
+def _program(file):
+    sys.argv = [file]
+    sys.path.insert(0, str(Path(file).parent))
+    runpy.run_path(file, run_name="__main__")
 
 
 def _main(*arguments):

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import uuid
+from pathlib import Path
 
 import pytest
 import redis
 
 from statestore.testing import redis_server
 from tests import s3_server as s3_server_module
+
+SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "0"))
+"""`make soak` tries so many examples where a test tries a few otherwise, other ones each time where they are chosen at random."""
+
+IN_MEMORY = Path("/dev/shm")
+FREE_BYTES_MIN = 4 << 30
+
+
+def seeds(usual):
+    """Seeds of histories, each of which takes a second or so."""
+    return range(SOAK_EXAMPLES // 20 or usual)
+
+
+def pytest_configure():
+    """What tests write need not outlive the machine: where there is a file system in memory, no fsync has to be waited for."""
+    if "TMPDIR" not in os.environ and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > FREE_BYTES_MIN:
+        os.environ["TMPDIR"] = str(IN_MEMORY)
+        tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")

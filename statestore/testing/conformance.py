@@ -50,6 +50,9 @@ class BackendConformance:
     fenced = True
     """Whether the backend refuses the writes of an older attempt once a newer one has opened the place."""
 
+    history_batches = 40
+    """Length of random and of concurrent histories; less will do where each batch takes long, as over a network."""
+
     @pytest.fixture
     def open_backend(self) -> OpenBackend:
         """Open the backend under test."""
@@ -179,7 +182,7 @@ class BackendConformance:
 
         def write() -> None:
             try:
-                for epoch in range(2, 40):
+                for epoch in range(2, self.history_batches):
                     gone = changing[epoch % 100]
                     backend.apply({**dict.fromkeys(changing, b"%d" % epoch), gone: None}, Epoch(epoch))
                     backend.persist()
@@ -193,7 +196,9 @@ class BackendConformance:
                 keys = [key for key, _ in entries]
                 assert keys == sorted(set(keys))
                 assert fixed.items() <= dict(entries).items()
-                assert {value for key, value in entries if key not in fixed} <= {b"%d" % n for n in range(40)}
+                assert {value for key, value in entries if key not in fixed} <= {
+                    b"%d" % n for n in range(self.history_batches)
+                }
                 assert backend.get_many(list(fixed)) == list(fixed.values())
                 rounds += 1
             return rounds
@@ -504,7 +509,7 @@ class BackendConformance:
         names = [self.key(f"k{n}", sub) for n in range(60) for sub in (b"", b"\0a", b"\0b")]
         model: dict[bytes, bytes] = {}
         backend, attempt = open_backend(), 1
-        for epoch in range(1, 60):
+        for epoch in range(1, self.history_batches):
             batch: dict[bytes, bytes | None] = {}
             for key in rng.sample(names, rng.randrange(0, 60)):
                 batch[key] = None if rng.random() < 0.3 else rng.randbytes(rng.randrange(0, 200))
@@ -525,4 +530,4 @@ class BackendConformance:
             expected = sorted((key, value) for key, value in model.items() if start <= key < stop)
             assert list(backend.scan(start, stop)) == expected
         assert self.content(backend) == model
-        assert backend.applied_epoch() == 59
+        assert backend.applied_epoch() == self.history_batches - 1

@@ -143,7 +143,7 @@ def test_memory_stays_within_the_total(tmp_path, entries_per_batch):
     most, done = {"cache": 0, "buffers": 0}, threading.Event()
 
     def watch():
-        while not done.wait(0.001):
+        while not done.wait(0.005):
             found = backend.metrics()
             # What write buffers take counts as used in the cache.
             most["cache"] = max(most["cache"], found["rocksdb_block_cache_usage_bytes"])

@@ -42,6 +42,8 @@ class TestFsspecMemory(BackendConformance):
 
 
 class TestS3(BackendConformance):
+    history_batches = 20
+
     @pytest.fixture
     def open_backend(self, s3_url):
         with opener(FilesystemBackend, None, self.max_parallelism, {"url": s3_url}) as open_backend:

@@ -15,7 +15,7 @@ import pytest
 from statestore import crashpoints
 from statestore_runtime.sources.memory import DEFAULT_BATCH_SIZE
 from tests.command import ROOT, command, environment, settings, statestore
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, SOAK_EXAMPLES
 from tests.crash import flights, killed_flights
 
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
@@ -24,8 +24,7 @@ ALL_FLIGHTS = 336_776
 SOME_FLIGHTS = 80_000
 BATCHES = ALL_FLIGHTS // DEFAULT_BATCH_SIZE
 KILLS = 10
-SOAK = int(os.environ.get("SOAK_EXAMPLES", "0"))
-ROUNDS = 1 + SOAK // 100  # `make soak` has many more
+ROUNDS = 1 + SOAK_EXAMPLES // 100
 
 # Small enough that bases, packing, applying and collecting all happen within a run.
 BUSY = [
@@ -53,7 +52,7 @@ def named(*prefixes):
 
 def points_of_runs():
     """Each point once, several in a run; many times and in a run of its own where there is time for it."""
-    if SOAK:
+    if SOAK_EXAMPLES:
         before = {"recovery.loaded": ["job.batch#100"]}  # else there is nothing to load
         hits = {name: (1,) if name in ONCE else (2, 1) for name in named(*itertools.chain(*TOGETHER))}
         return [[*before.get(name, ()), *(f"{name}#{hit}" for hit in hits[name])] for name in hits]

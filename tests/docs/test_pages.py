@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
-from tests.command import ROOT
+from tests.command import ROOT, python
 
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python\n" in page.read_text()]
 
@@ -21,8 +19,8 @@ def test_the_programs_of_a_page_run(page, tmp_path):
     for number, program in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
         file = tmp_path / f"program_{number}.py"
         file.write_text(program)
-        run = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert run.returncode == 0, run.stderr
+        ended = python(file, cwd=tmp_path)
+        assert ended.code == 0, ended.err
 
 
 def test_the_test_of_a_backend_that_is_shown_is_the_one_that_is_run():

@@ -20,5 +20,6 @@ def stores(places, clock):
 
 
 def complete_base(store):
-    """Wait for the base that is being made, so that the next checkpoint has it."""
+    """Wait for the base that is being made, so that the next checkpoint has it, and for the look at what has expired by now."""
     store._chain.wait()
+    store._applier.settle()

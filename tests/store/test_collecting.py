@@ -73,7 +73,6 @@ def test_a_storage_that_hangs_holds_up_neither_checkpoints_nor_the_close(stores,
         delete(storage, name)
 
     monkeypatch.setattr(LocalStorage, "delete", hanging)
-    monkeypatch.setattr(collector, "CLOSING_SECONDS", 0.01)
     fill(store, 2)
     store.checkpoint()
     assert entered.wait(60)
@@ -81,6 +80,7 @@ def test_a_storage_that_hangs_holds_up_neither_checkpoints_nor_the_close(stores,
     fill(store, 3)
     assert store.checkpoint({"position": 3}).checkpoint_id == 3
     monkeypatch.setattr(store, "collected", lambda: False)
+    monkeypatch.setattr(collector.Collector.wait, "__defaults__", (0.01,))
     with caplog.at_level(logging.WARNING):
         store.close()
     assert "hangs, and is left behind" in caplog.text

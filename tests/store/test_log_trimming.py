@@ -10,7 +10,7 @@ from statestore.errors import UnavailableError
 from statestore.io import LocalStorage, MemoryStorage
 from statestore.testing.clock import FakeClock
 from statestore.wal.log import Log
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, SOAK_EXAMPLES
 from tests.store.stores import Stores, content, handles
 
 KEYS = ["a", "b", "c"]
@@ -76,7 +76,7 @@ def unanswered(storage, name, data):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=SOAK_EXAMPLES or 8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_nothing_is_dropped_that_is_needed(places, tmp_path_factory, backend, steps):
     """Whatever is lost after it, backend or tail of it: all that was committed comes back."""

@@ -10,8 +10,8 @@ import pytest
 from statestore.footprint import footprint
 from tests.conftest import BACKENDS
 
-CACHE = 4 << 20
-SETTINGS = [f"state.cache-size={CACHE}b", "state.pending-size=1mb", "state.max-parallelism=8"]
+CACHE = 1 << 20
+SETTINGS = [f"state.cache-size={CACHE}b", "state.pending-size=256kb", "state.max-parallelism=8"]
 
 
 def held(states):
@@ -62,7 +62,7 @@ def test_lists_and_maps_weigh_what_is_in_them(embedded, backend):
     states = [store.list_state("list", str), store.map_state("map", str, str)]
     for n in range(200):
         store.set_current_key(f"key-{n % 50}")
-        for i in range(300):
+        for i in range(75):
             states[0].add(rng.randbytes(10).hex())
             states[1][f"{n}-{i}"] = rng.randbytes(10).hex()
         if n % 10 == 0:
@@ -71,7 +71,7 @@ def test_lists_and_maps_weigh_what_is_in_them(embedded, backend):
     store.commit()
     for n in range(50):
         store.set_current_key(f"key-{n}")
-        assert len(states[0].get()) == len(dict(states[1].items())) == 1200
+        assert len(states[0].get()) == len(dict(states[1].items())) == 300
         assert held(states) < 2 * CACHE
 
 
@@ -80,21 +80,21 @@ def test_one_large_collection_does_not_stay(embedded, backend):
     store = embedded.open(backend, "none", *SETTINGS)
     states = [store.list_state("list", int), store.map_state("map", int, int)]
     store.set_current_key("hot")
-    for n in range(100_000):
+    for n in range(25_000):
         states[0].add(n)
         states[1][n] = n
         if store.needs_checkpoint:
             store.commit()
             assert held(states) < CACHE
     store.commit()
-    assert states[0].get() == list(range(100_000))
-    assert dict(states[1].items()) == {n: n for n in range(100_000)}
+    assert states[0].get() == list(range(25_000))
+    assert dict(states[1].items()) == {n: n for n in range(25_000)}
     assert held(states) < CACHE
     states[0].add(7)
     del states[1][77]
     store.commit()
-    assert states[0].get()[-2:] == [99_999, 7]
-    assert len(states[1]) == 99_999
+    assert states[0].get()[-2:] == [24_999, 7]
+    assert len(states[1]) == 24_999
 
 
 def test_what_is_not_committed_asks_for_a_commit(embedded):

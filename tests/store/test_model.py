@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,10 +13,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.conftest import BACKENDS, Places
+from tests.conftest import BACKENDS, SOAK_EXAMPLES, Places
 from tests.store.stores import EMPTY, Stores, content, handles
 
-SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "0"))  # `make soak` tries many more, other ones each time
 KEYS = ["a", "b", "c", "key-d"]
 FIELDS = ["x", "y", "z"]
 _numbers = itertools.count()
@@ -173,7 +171,7 @@ def test_any_history(backend, redis_url):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=SOAK_EXAMPLES or 40,
+            max_examples=SOAK_EXAMPLES or 12,
             phases=[Phase.generate, Phase.shrink],
             stateful_step_count=40,
             deadline=None,

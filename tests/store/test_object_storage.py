@@ -74,7 +74,7 @@ def test_every_attempt_has_one_owner(s3_url, tmp_path, kind):
 def test_the_flights_with_everything_on_s3(tmp_path, s3_url):
     """The filesystem backend and the checkpoints on S3, the local disk lost in between."""
     source = tmp_path / "flights.csv"
-    source.write_text("".join(flights.lines()[:60_001]), newline="")
+    source.write_text("".join(flights.lines()[:30_001]), newline="")
     token = tmp_path / "token"
     token.touch()
     options = settings(
@@ -87,12 +87,12 @@ def test_the_flights_with_everything_on_s3(tmp_path, s3_url):
         ]
     )
     job = f"{ROOT / 'examples' / 'flights.py'}:job"
-    crash = {"STATESTORE_CRASH_POINT": "job.batch#150", "STATESTORE_CRASH_TOKEN": token}
+    crash = {"STATESTORE_CRASH_POINT": "job.batch#60", "STATESTORE_CRASH_TOKEN": token}
     assert statestore("run", job, *options, cwd=tmp_path, FLIGHTS_CSV=source, **crash).code == 11
     (tmp_path / ".statestore").rename(tmp_path / "lost")
     ended = statestore("run", job, *options, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=source)
     assert ended.code == 0, ended.err
-    assert flights.written(tmp_path / "out" / "flights") == flights.expected(60_000)
+    assert flights.written(tmp_path / "out" / "flights") == flights.expected(30_000)
     assert "canary-secret" not in ended.err + ended.out
 
 

@@ -15,7 +15,7 @@ from statestore.checkpoint.view import CheckpointView
 from statestore.errors import FencedError, IncompatibleStateError
 from statestore.io import open_storage
 from statestore.keys import KeyCodec, group_start, key_group_of
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, seeds
 
 MAX_PARALLELISM = 6
 KEYS = [f"key-{n}" for n in range(60)]
@@ -162,7 +162,7 @@ def test_every_parallelism_becomes_every_other(workers, before, after):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_histories_of_rescaling(workers, backend, seed):
     """Again and again, with bases renewed now and then, and with changes lost that no checkpoint has."""
     rng, model = random.Random(seed), collections.defaultdict(dict)

@@ -55,9 +55,10 @@ def fill(store, start, stop):
         states["sum"].add(n)
 
 
-@pytest.mark.parametrize("target", BACKENDS)
-@pytest.mark.parametrize("source", BACKENDS)
-def test_a_savepoint_of_each_backend_restores_on_each_wherever_it_was_moved(
+@pytest.mark.parametrize(
+    ("source", "target"), [(source, (BACKENDS * 2)[n + step]) for n, source in enumerate(BACKENDS) for step in (0, 1)]
+)
+def test_a_savepoint_of_each_backend_restores_on_others_wherever_it_was_moved(
     stores, elsewhere, tmp_path, source, target
 ):
     stores.checkpoints = tmp_path / "checkpoints"

@@ -9,7 +9,7 @@ import pytest
 from statestore import IncompatibleStateError, UsageError
 from statestore.testing.clock import FakeClock
 from statestore.timers import BUFFER_TIMERS
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, seeds
 from tests.store.stores import Stores
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -123,7 +123,7 @@ def test_many_more_timers_than_are_kept_in_memory(embedded, clock, backend):
     assert store.count_keys() == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_any_history(embedded, clock, backend, seed, monkeypatch):
     monkeypatch.setattr("statestore.timers.BUFFER_TIMERS", 3)
     rng = random.Random(seed)

@@ -10,7 +10,7 @@ from statestore import TimeToLive, UsageError
 from statestore.keyed import KeyedState
 from statestore.stamp import is_stamp
 from statestore.testing.clock import FakeClock
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, seeds
 from tests.store.stores import Stores
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -375,7 +375,7 @@ class Oracle:
         return {name: value for name, (value, _) in live.items()}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_any_history(embedded, clock, backend, seed):
     rng = random.Random(seed)
     on_read = seed % 2 == 1

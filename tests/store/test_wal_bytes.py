@@ -10,7 +10,7 @@ from statestore.keys import split_entry
 from tests.conftest import BACKENDS
 
 SIZE = 100
-MANY = 10_000
+MANY = 2_000
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from statestore.errors import (
 )
 from statestore.io import MemoryStorage, open_storage
 from statestore.testing.clock import FakeClock
+from tests.conftest import SOAK_EXAMPLES
 from tests.unit.checkpoints import naming
 
 HOUR = 3600.0
@@ -265,7 +266,10 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=400, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=SOAK_EXAMPLES or 120,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 test_nothing_needed_is_removed = Machine.TestCase
 
