@@ -31,17 +31,16 @@ def test_the_commands_of_the_readme_work_as_printed(tmp_path, redis_url):
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     ours = [line for line in lines if not line.startswith(("make ", ". "))]  # `make demo` is the first of them
     first = "statestore run examples/flights.py:job --restore none -D state.backend=rocksdb"
-    fewer = tmp_path / "flights.csv"  # the others need not be so long
+    script = "set -e\n" + "\n".join([first, *ours])
+    fewer = tmp_path / "flights.csv"  # there is still time to kill it
     fewer.write_text("".join(flights.lines()[:100_001]), newline="")
-    script = "\n".join(["set -e", first, f"export FLIGHTS_CSV={fewer}", *ours])
-    variables = environment(STATESTORE__STATE__REDIS__URL=redis_url)
+    variables = environment(STATESTORE__STATE__REDIS__URL=redis_url, FLIGHTS_CSV=fewer)
     variables["PATH"] = f"{EXECUTABLE.parent}:{variables['PATH']}"
     ended = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120
+        ["bash", "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=170
     )
     assert ended.returncode == 0, ended.stderr
-    assert "336,776 events, 4,044 keys" in ended.stdout
-    assert ended.stdout.count("100,000 events, ") >= 4, ended.stdout
+    assert ended.stdout.count("100,000 events, ") >= 5, ended.stdout
     assert "all as they were written" in ended.stdout
     parts = (tmp_path / "out" / "flights").glob("part-*")
     assert sum(part.read_bytes().count(b"\n") for part in parts) == 100_000

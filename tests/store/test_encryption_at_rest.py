@@ -240,6 +240,8 @@ def test_copies_of_encrypted_state_are_encrypted(stores, encrypted, rotated, key
     assert content(heir, KEYS) == expected
     for _ in range(3):
         heir.checkpoint()
+        heir._chain.wait()
+        assert heir.collected(60)
     assert not (tmp_path / "sp" / "_metadata").exists()
     heirs.close()
     again = Stores(stores._places, f"encryption.key-file={key_files[1]}", job="again")
