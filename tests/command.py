@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 EXECUTABLE = Path(sys.executable).with_name("statestore")
-TIMEOUT = 120
-"""Seconds. Whoever waits longer than a minute waits for ever."""
+TIMEOUT = 170
+"""Seconds. Whoever waits longer waits for ever."""
 
 # Starting an interpreter and importing everything takes longer than most commands: one process does it, and is forked for each of them.
 _processes = multiprocessing.get_context("forkserver")
