@@ -176,11 +176,7 @@ class KeyedState(StateFactory):
 
     def check_keys(self, keys: Sequence[Any]) -> None:
         """Raise UsageError unless all `keys` are exactly of the scope's key type."""
-        codec = self._key_codec
-        if codec.is_scalar and set(map(type, keys)) <= {codec.runtime_type}:
-            return
-        for key in keys:
-            codec.check(key)
+        self._key_codec.check_all(keys)
 
     def begin_batch(self, keys: Sequence[Any]) -> None:
         """Check `keys`, before a loop sets `key` to each; a state that lacks one of them loads all that it lacks with one request.

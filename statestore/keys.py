@@ -16,7 +16,7 @@ dict, so a key of another type than declared raises instead of sharing somebody'
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, get_args, get_origin
 
@@ -196,6 +196,13 @@ class KeyCodec:
                 raise UsageError(f"key {key!r} has {len(elements)} elements, the keys of this state are {self.name}")
             for part, element in zip(self.parts, elements, strict=True):
                 part.check(element)
+
+    def check_all(self, keys: Sequence[Any]) -> None:
+        """Raise UsageError unless all `keys` are exactly of the declared type."""
+        if self.is_scalar and set(map(type, keys)) <= {self.runtime_type}:
+            return
+        for key in keys:
+            self.check(key)
 
 
 def key_group_of(key: bytes, max_parallelism: int) -> KeyGroup:

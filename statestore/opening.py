@@ -313,6 +313,12 @@ def _checked_range(key_groups: range | None, max_parallelism: int) -> range:
     return key_groups
 
 
+def open_checkpoints(config: Config, job: str) -> CheckpointStorage:
+    """Where the checkpoints of a job are. Raises UnavailableError and ConfigError."""
+    opener = partial(open_storage, keys=keyring(config))
+    return CheckpointStorage(opener(checkpoint_dir(config)), job, opener)
+
+
 def checkpoint_dir(config: Config) -> str:
     """Path or URL of the folder where jobs keep their checkpoints."""
     return config.checkpointing.dir or str(Path(config.state.dir, "checkpoints"))

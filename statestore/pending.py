@@ -70,6 +70,8 @@ class Pending:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.draft: EpochBatch | None = None
+        """What is encoded of the epoch that is not committed yet: the newest layer of all."""
         self._waiting: deque[tuple[EpochBatch, int]] = deque()
         self._ready: list[EpochBatch] = []
         self._ready_bytes = 0
@@ -81,8 +83,8 @@ class Pending:
         return self._ready_bytes
 
     def add(self, batch: EpochBatch, epoch: Epoch, size: int) -> None:
-        """Take over the batch of a committed epoch, `size` bytes in the log."""
-        batch.epoch = epoch
+        """Take over the batch of a committed epoch, `size` bytes in the log; if that was the draft, there is none any more."""
+        batch.epoch, self.draft = epoch, None
         self._waiting.append((batch, size + ENTRY_OVERHEAD_BYTES * len(batch.entries)))
 
     def complete(self, epoch: Epoch) -> None:
@@ -113,7 +115,12 @@ class Pending:
         with self._lock:
             if len(self._ready) > LAYERS_MAX:
                 self._ready = _merged(self._ready)
-            return [*(batch for batch, _ in reversed(self._waiting)), *reversed(self._ready), *reversed(self._applying)]
+            committed = [
+                *(batch for batch, _ in reversed(self._waiting)),
+                *reversed(self._ready),
+                *reversed(self._applying),
+            ]
+        return committed if self.draft is None else [self.draft, *committed]
 
     def get_many(self, entry_keys: list[bytes]) -> list[object]:
         """Value, None (deleted) or MISSING of each key."""

@@ -136,13 +136,19 @@ class State(Generic[T]):
             self._flushed_bytes = self._encode_changes(batch)
 
     def flushed(self) -> None:
-        """What was flushed is in the log, or the store fails: it is clean now."""
+        """What was flushed is in the log, in the draft of an epoch, or the store fails: it is clean now."""
         if self._changed:
             self._shrink()
             self._keep_changed(self._flushed_bytes)
             self._changed.clear()
             if self.cached_bytes > self._capacity_bytes:
                 self._old, self._old_bytes = {}, 0.0
+
+    def forget(self) -> None:
+        """Drop all changes since the last `flushed`, and all that is cached: what was handed out may have been changed as well."""
+        self._changed.clear()
+        self._young, self._old = {}, {}
+        self._young_bytes = self._old_bytes = 0.0
 
     def clear(self) -> None:
         """Remove everything of the current key."""

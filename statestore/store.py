@@ -36,10 +36,11 @@ from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
 from statestore.keys import EntryKeys, prefix_end, read_varint
 from statestore.metrics import StoreMetrics
-from statestore.pending import MISSING, EpochBatch, Pending
+from statestore.pending import ENTRY_OVERHEAD_BYTES, MISSING, EpochBatch, Pending
 from statestore.progress import OnRestoreProgress, RestoreProgress
 from statestore.recovery import Loader, Recovered, Recovery
 from statestore.stamp import STAMP_STATE_ID, is_stamp, stamp_key
+from statestore.state import State
 from statestore.sweep import Sweep
 from statestore.timers import Timers
 from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
@@ -323,9 +324,9 @@ class StateStore(StateFactory):
 
     def share_cache(self) -> None:
         """Divide the cache between the registered states; handles call this when they are made."""
-        states = [state for scope in self._scopes for state in scope.states.values()]
-        for state in states:
-            state.set_capacity(self._settings.cache_bytes // len(states))
+        handles = self._handles()
+        for handle in handles:
+            handle.set_capacity(self._settings.cache_bytes // len(handles))
 
     # Reading what is committed
 
@@ -378,10 +379,11 @@ class StateStore(StateFactory):
     @property
     def needs_checkpoint(self) -> bool:
         """Whether so much is uncommitted that a checkpoint (or commit) should come before more is processed."""
-        return (
-            sum(state.dirty_bytes for scope in self._scopes for state in scope.states.values())
-            > self._settings.cache_bytes
-        )
+        dirty = sum(handle.dirty_bytes for handle in self._handles())
+        draft = self._pending.draft
+        if draft is not None:
+            dirty += ENTRY_OVERHEAD_BYTES * len(draft.entries)
+        return dirty > self._settings.cache_bytes
 
     def commit(self, meta: dict[str, Any] | None = None) -> Epoch:
         """Make all changes since the last commit durable, as one epoch.
@@ -413,11 +415,59 @@ class StateStore(StateFactory):
             self._complete(self._epoch)
         return self._epoch
 
+    def encode_changes(self) -> EpochBatch:
+        """All changes since the last `mark` or commit, for `mark`; without it, only `rollback` may follow.
+
+        Raises
+        ------
+        UsageError
+            A value can't be encoded as its state's type.
+        ClosedError
+            The store is closed, or a commit failed before.
+        """
+        self._check_open()
+        changes = EpochBatch()
+        for handle in self._handles():
+            handle.flush(changes)
+        return changes
+
+    def mark(self, changes: EpochBatch | None = None) -> None:
+        """Have `rollback` come back to this state. Nothing becomes durable before the commit.
+
+        Parameters
+        ----------
+        changes
+            What `encode_changes` has just returned; by default it is called. Raises as it does.
+        """
+        changes = changes or self.encode_changes()
+        if self._pending.draft is None:
+            self._pending.draft = EpochBatch()
+        self._pending.draft.merge(changes)
+        for handle in self._handles():
+            handle.flushed()
+        self.holds_entries = self.holds_entries or bool(changes.entries)
+
+    def rollback(self) -> None:
+        """Drop all changes since the last `mark` or, where there was none, since the last commit. Handles read everything anew.
+
+        Raises
+        ------
+        ClosedError
+            The store is closed, or a commit failed before.
+        """
+        self._check_open()
+        for handle in self._handles():
+            handle.forget()
+
+    def _handles(self) -> list[State[Any] | Timers]:
+        return [state for scope in self._scopes for state in scope.states.values()]
+
     def _log_epoch(self, meta: dict[str, Any]) -> None:
-        batch = EpochBatch()
+        batch = self._pending.draft or EpochBatch()
+        before = len(batch.entries)
         self._remove_expired(batch)  # before the changes: what was touched since stays
-        swept = len(batch.entries)
-        handles = [state for scope in self._scopes for state in scope.states.values()]
+        swept = len(batch.entries) - before
+        handles = self._handles()
         for handle in handles:
             handle.flush(batch)
 

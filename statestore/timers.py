@@ -226,3 +226,10 @@ class Timers:
         """What was flushed is in the log, or the store fails."""
         for group in self._groups.values():
             group.changes.clear()
+
+    def forget(self) -> None:
+        """Drop all changes since the last `flushed`, and read the timers again when they are needed."""
+        for group in self._groups.values():
+            group.buffer, group.horizon, group.is_complete = [], b"", False
+            group.changes.clear()
+        self._heap, self._is_loaded = [], False

@@ -248,6 +248,8 @@ def _removed_if_old(path: Path, before: float, remove: Callable[[Path], None]) -
 class FolderLock:
     """Exclusive use of a local folder by one process, held until `release` or the process's end.
 
+    Who holds it may remove the folder: others who wait for it then make it again.
+
     Raises
     ------
     UnavailableError
@@ -256,27 +258,39 @@ class FolderLock:
 
     def __init__(self, folder: str | os.PathLike[str], clock: Clock, *, wait_seconds: float = 10.0):
         path = Path(folder) / "lock"
-        try:
-            LocalStorage(path.parent)  # makes the folder durably
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise unavailable(str(folder), error) from error
         deadline = clock.monotonic() + wait_seconds
         while True:
+            self._open(path)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except OSError as error:
+                holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
+                self.release()
                 if clock.monotonic() >= deadline:
-                    holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
-                    os.close(self._descriptor)
                     hint = "stop that process, or give this one another state.dir"
                     raise UnavailableError(
                         "state folder", str(folder), f"process {holder} uses it", hint=hint
                     ) from error
                 clock.sleep(0.05)
+                continue
+            if self._is_in_place(path):
+                break
+            self.release()  # who held it before has removed the folder
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+
+    def _open(self, path: Path) -> None:
+        try:
+            LocalStorage(path.parent)  # makes the folder durably
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise unavailable(str(path.parent), error) from error
+
+    def _is_in_place(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let others in; idempotent."""
