@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n 2
 
 soak: $(VENV)/.installed-dev
-	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store tests/unit tests/crash -n 2 --timeout 3600
+	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store tests/unit tests/crash tests/simulation -n 2 --timeout 3600
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

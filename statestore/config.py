@@ -62,6 +62,8 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
     tolerable_failed: int = 0
     """How many checkpoints in a row may fail before the job does."""
     num_retained: int = 3
+    on_failure: bool = True
+    """Whether what was processed before a job failed, or was told to stop, is made durable first."""
     orphan_age: Duration = 3600.0
     """How long files stay that no checkpoint names and none will; 0 is for ever."""
     dir: str | None = None
@@ -96,10 +98,24 @@ class RecoveryConfig(Section, frozen=True, kw_only=True):
 class RestartConfig(Section, frozen=True, kw_only=True):
     """`[restart]`."""
 
-    type: Literal["none", "fixed-delay"] = "fixed-delay"
-    attempts: int = 10
-    """Restarts without a checkpoint completed in between."""
+    type: Literal["none", "fixed-delay", "failure-rate", "exponential-delay"] = "exponential-delay"
+    attempts: int = 1
+    """fixed-delay: restarts without a checkpoint completed in between."""
     delay: Duration = 1.0
+    """fixed-delay and failure-rate: from a failure to the restart."""
+    max_failures_per_interval: int = 1
+    """failure-rate: more than this many within `failure-rate-interval` fail the job."""
+    failure_rate_interval: Duration = 60.0
+    initial_backoff: Duration = 1.0
+    """exponential-delay: the first delay; each is `backoff-multiplier` times the one before."""
+    backoff_multiplier: float = 1.5
+    max_backoff: Duration = 60.0
+    reset_backoff_threshold: Duration = 3600.0
+    """A job that has run for as long as this begins with the first delay again."""
+    jitter_factor: float = 0.1
+    """Share of a delay by which chance makes it longer or shorter."""
+    attempts_before_reset_backoff: int | None = None
+    """Restarts before that; without it, for ever."""
 
 
 class HeartbeatConfig(Section, frozen=True, kw_only=True):
@@ -107,6 +123,37 @@ class HeartbeatConfig(Section, frozen=True, kw_only=True):
 
     interval: Duration = 10.0
     timeout: Duration = 50.0
+
+
+class JobConfig(Section, frozen=True, kw_only=True):
+    """`[job]`."""
+
+    parallelism: int = 1
+    """Number of workers."""
+    on_error: Literal["fail", "skip", "dead-letter"] = "fail"
+    """What happens to an event on which a function of the job fails."""
+    restore_timeout: Duration = 600.0
+    """How long a deployment may take without any progress until it begins to read."""
+    stop_timeout: Duration = 30.0
+    """How long workers may take to stop until they are killed."""
+
+
+class HighAvailabilityConfig(Section, frozen=True, kw_only=True):
+    """`[high-availability]`: several JobManagers of a job, one of which leads."""
+
+    type: Literal["none", "file", "redis"] = "none"
+    """Where the leader's lease is kept; none: there is only one JobManager."""
+    dir: str | None = None
+    """Path or fsspec URL for type = file, in a folder for each job; default `<state.dir>/<job>/ha`."""
+    url: str | None = None
+    """The server for type = redis."""
+    lease_duration: Duration = 15.0
+    """How long a leader that is not heard of counts as alive."""
+    renew_interval: Duration = 5.0
+    """How often the leader renews its lease; at most 0.4 of the lease's duration."""
+
+    def __repr__(self) -> str:
+        return f"HighAvailabilityConfig(type={self.type!r}, dir={redacted(self.dir or '')!r}, url={redacted(self.url or '')!r})"
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
@@ -140,6 +187,8 @@ class Config(Section, frozen=True, kw_only=True):
     state_recovery: RecoveryConfig = RecoveryConfig()
     restart: RestartConfig = RestartConfig()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
+    job: JobConfig = JobConfig()
+    high_availability: HighAvailabilityConfig = HighAvailabilityConfig()
     source: SourceConfig = SourceConfig()
     encryption: EncryptionConfig = EncryptionConfig()
 
@@ -163,7 +212,21 @@ _ALIASES = {
     "restart-strategy.type": "restart.type",
     "restart-strategy.fixed-delay.attempts": "restart.attempts",
     "restart-strategy.fixed-delay.delay": "restart.delay",
+    "restart-strategy.failure-rate.delay": "restart.delay",
+    "restart-strategy.failure-rate.max-failures-per-interval": "restart.max-failures-per-interval",
+    "restart-strategy.failure-rate.failure-rate-interval": "restart.failure-rate-interval",
+    "restart-strategy.exponential-delay.initial-backoff": "restart.initial-backoff",
+    "restart-strategy.exponential-delay.backoff-multiplier": "restart.backoff-multiplier",
+    "restart-strategy.exponential-delay.max-backoff": "restart.max-backoff",
+    "restart-strategy.exponential-delay.reset-backoff-threshold": "restart.reset-backoff-threshold",
+    "restart-strategy.exponential-delay.jitter-factor": "restart.jitter-factor",
+    "restart-strategy.exponential-delay.attempts-before-reset-backoff": "restart.attempts-before-reset-backoff",
+    "parallelism.default": "job.parallelism",
     "pipeline.max-parallelism": "state.max-parallelism",
+    "high-availability.storageDir": "high-availability.dir",
+    "high-availability.storage-dir": "high-availability.dir",
+    "high-availability.kubernetes.leader-election.lease-duration": "high-availability.lease-duration",
+    "high-availability.kubernetes.leader-election.retry-period": "high-availability.renew-interval",
 }
 
 # The short names, where a plain number of a duration is milliseconds.
@@ -182,6 +245,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "state-recovery": RecoveryConfig,
     "restart": RestartConfig,
     "heartbeat": HeartbeatConfig,
+    "job": JobConfig,
+    "high-availability": HighAvailabilityConfig,
     "source": SourceConfig,
     "encryption": EncryptionConfig,
 }
@@ -194,6 +259,10 @@ _AT_LEAST = {
     "parallelism": 1,
     "base_max_deltas": 1,
     "pack_deltas": 1,
+    "max_failures_per_interval": 0,
+    "backoff_multiplier": 1,
+    "jitter_factor": 0,
+    "attempts_before_reset_backoff": 0,
 }
 
 
@@ -308,7 +377,7 @@ def _convert(declared: Any, value: Any, key: str) -> Any:
         what = {int: "a number", float: "a number", bool: "true or false"}
         raise ValueError(f"{value!r} is not {what.get(declared, declared)}") from None
     least = _AT_LEAST.get(key.rpartition(".")[2].replace("-", "_"))
-    if least is not None and converted < least:
+    if least is not None and converted is not None and converted < least:
         raise ValueError(f"{value!r} is less than {least}")
     return converted
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from statestore.clock import SystemClock
 from statestore.compatibility import StateReport, check_checkpoint
 from statestore.errors import IncompatibleStateError
 from statestore.io import OpenStorage, open_storage
 from statestore.store import StateStore
 from statestore_runtime.job import Job
-from statestore_runtime.operators import KeyedOperator
+from statestore_runtime.operators import KeyedOperator, TaskContext
 
 
 def check_job(
@@ -37,7 +38,7 @@ def check_job(
 
     def declare(store: StateStore) -> None:
         for operator in operators:
-            operator.open(store)
+            operator.open(TaskContext(store, SystemClock(), job.name, attempt=0))
             operator.close()
 
     reports = check_checkpoint(checkpoint, declare, allow_pickle=allow_pickle, open_storage=open_storage)

@@ -1,28 +1,14 @@
-"""What a running job tells whoever watches it: one JSON object a line, from worker process to command, or to a callback."""
+"""What a running job tells whoever watches it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
-
-from statestore.config import Config
 
 
 class Message(msgspec.Struct, tag_field="type", kw_only=True, frozen=True):
     """Base of all messages."""
-
-
-class Loaded(Message, tag="loaded", kw_only=True, frozen=True):
-    """The worker has read the job's file: what the job is called, and the configuration with the job's own defaults."""
-
-    job: str
-    config: Config
-    """Between the two processes only: it may hold secrets."""
-
-
-class Heartbeat(Message, tag="heartbeat", kw_only=True, frozen=True):
-    """The worker lives, though it may have nothing to tell."""
 
 
 class Restoring(Message, tag="restoring", kw_only=True, frozen=True):
@@ -47,6 +33,7 @@ class Started(Message, tag="started", kw_only=True, frozen=True):
     checkpoints: str
     """Where checkpoints go."""
     attempt: int
+    parallelism: int = 1
     restored_checkpoint: int | None = None
     restored_epoch: int = 0
     events: int = 0
@@ -77,12 +64,18 @@ class CheckpointCompleted(Message, tag="checkpoint-completed", kw_only=True, fro
     seconds: float
     uploaded_bytes: int
     total_bytes: int
+    tasks: list[dict[str, float]] = []
+    """Of each worker, seconds by phase: start-delay (from the trigger to the first barrier), alignment (to the last), sync (which stops
+    processing) and async (uploading)."""
+    commit_seconds: float = 0.0
+    """Writing the manifest."""
 
 
 class CheckpointFailed(Message, tag="checkpoint-failed", kw_only=True, frozen=True):
     """A checkpoint was given up; the job goes on or fails as `checkpointing.tolerable-failed` says."""
 
-    epoch: int
+    checkpoint: int
+    """Which one of this deployment."""
     reason: str
 
 
@@ -104,17 +97,8 @@ class Finished(Message, tag="finished", kw_only=True, frozen=True):
     outputs: list[str]
     shares: dict[str, float]
     """Share of total time by activity: wal, persistence, checkpoint, heartbeat, recovery."""
-
-
-class Failed(Message, tag="failed", kw_only=True, frozen=True):
-    """The job has ended with an error."""
-
-    error: str
-    """One line: what, where, how to mend it."""
-    exit_code: int
-    retryable: bool = False
-    """Whether starting it again may help."""
-    traceback: str = ""
+    skipped_events: int = 0
+    """Events passed over because a function failed on them."""
 
 
 class Restarting(Message, tag="restarting", kw_only=True, frozen=True):
@@ -126,29 +110,41 @@ class Restarting(Message, tag="restarting", kw_only=True, frozen=True):
     delay_seconds: float
 
 
-AnyMessage = (
-    Loaded
-    | Heartbeat
-    | Restoring
-    | Started
-    | Progress
-    | CheckpointCompleted
-    | CheckpointFailed
-    | Finished
-    | Failed
-    | Restarting
-)
-
-_encoder = msgspec.json.Encoder()
-_decoder: Any = msgspec.json.Decoder(AnyMessage)
+def progress_of(workers: Sequence[Progress], checkpoints: int) -> Progress:
+    """How far a job is, by what its workers tell."""
+    return Progress(
+        events=sum(worker.events for worker in workers),
+        seconds=max(worker.seconds for worker in workers),
+        checkpoints=checkpoints,
+        state_bytes=sum(worker.state_bytes for worker in workers),
+        wal_disk_bytes=sum(worker.wal_disk_bytes for worker in workers),
+        wal_age_seconds=max(worker.wal_age_seconds for worker in workers),
+    )
 
 
-def to_line(message: Message) -> bytes:
-    """One line of JSON with its newline."""
-    return _encoder.encode(message) + b"\n"
-
-
-def from_line(line: bytes) -> AnyMessage:
-    """Message of a line. Raises msgspec.ValidationError when it is none."""
-    message: AnyMessage = _decoder.decode(line)
-    return message
+def finished_of(
+    workers: Sequence[Finished], *, checkpoints: int, last_checkpoint: int | None, heartbeat_seconds: float
+) -> Finished:
+    """What a job has come to, by what its workers tell; a share of time is the mean of theirs."""
+    seconds = max(worker.seconds for worker in workers)
+    shares = {
+        activity: sum(worker.shares[activity] for worker in workers) / len(workers) for activity in workers[0].shares
+    }
+    shares["heartbeat"] += heartbeat_seconds / seconds
+    return Finished(
+        job=workers[0].job,
+        events=sum(worker.events for worker in workers),
+        events_this_run=sum(worker.events_this_run for worker in workers),
+        bad_records=sum(worker.bad_records for worker in workers),
+        keys=sum(worker.keys for worker in workers),
+        seconds=seconds,
+        checkpoints=checkpoints,
+        last_checkpoint=last_checkpoint,
+        state_bytes=sum(worker.state_bytes for worker in workers),
+        uploaded_bytes=sum(worker.uploaded_bytes for worker in workers),
+        wal_disk_bytes=sum(worker.wal_disk_bytes for worker in workers),
+        wal_age_seconds=max(worker.wal_age_seconds for worker in workers),
+        outputs=list(dict.fromkeys(place for worker in workers for place in worker.outputs)),
+        shares=shares,
+        skipped_events=sum(worker.skipped_events for worker in workers),
+    )

@@ -41,7 +41,7 @@ def expected(count=None):
 def written(folder):
     """What is in the output's visible files, in the order of their names."""
     summaries = []
-    for part in sorted(folder.glob("part-*.jsonl"), key=lambda path: path.name.split("-")[2]):
+    for part in sorted(folder.glob("part-*.jsonl"), key=lambda path: path.name.split("-")[3]):
         for line in part.read_text().splitlines():
             summary = json.loads(line)
             summaries.append((summary["tailnum"], summary["flights"], summary["mean_delay"], summary["worst_delay"]))
@@ -50,4 +50,4 @@ def written(folder):
 
 def hidden(folder):
     """Names of what should not be there any more when a job has finished."""
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith(".") and path.is_file())

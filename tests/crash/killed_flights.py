@@ -1,4 +1,4 @@
-"""The flights job in a process that dies at the next of several crash points: each time it is started, one of them is behind it.
+"""The flights job in a worker that dies at the next of several crash points: each time it is started, one of them is behind it.
 
 The environment variable CRASH_POINTS names a folder with a file for each point that is still to come; the first in their order is next.
 """
@@ -6,6 +6,7 @@ The environment variable CRASH_POINTS names a folder with a file for each point 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from statestore import crashpoints
@@ -33,6 +34,8 @@ def _arm(folder):
         crashpoints._armed_name, crashpoints._hits_left, crashpoints._token = name, int(hit), str(following)
 
 
-if "CRASH_POINTS" in os.environ:
+if (
+    "CRASH_POINTS" in os.environ and Path(sys.argv[0]).name == "worker.py"
+):  # not in the JobManager, which reads this file too
     _arm(Path(os.environ["CRASH_POINTS"]))
 job = load_job(f"{FLIGHTS}:job")

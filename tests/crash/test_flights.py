@@ -35,7 +35,7 @@ BUSY = [
     "checkpointing.pack-deltas=1",
     "checkpointing.inline-threshold=4kb",
     "state.pending-size=24kb",
-    "restart.delay=0",
+    "restart.initial-backoff=0",
 ]
 # Points that one run dies at, one after the other; those of savepoints, claims and migrations are in test_copies.py.
 TOGETHER = (("commit.", "backend.", "base."), ("checkpoint.", "pack."), ("sink.", "recovery."))
@@ -46,8 +46,11 @@ ONCE = (
 )  # in the life of a process; where the backend is slow there is no second base
 
 
+MANIFEST = "checkpoint.manifest-written"  # which is the JobManager's doing
+
+
 def named(*prefixes):
-    return [name for prefix in prefixes for name in crashpoints.NAMES if name.startswith(prefix)]
+    return [name for prefix in prefixes for name in crashpoints.NAMES if name.startswith(prefix) and name != MANIFEST]
 
 
 def points_of_runs():
@@ -153,6 +156,21 @@ def test_everything_killed_again_and_again(tmp_path, places, some_flights, backe
     ended = run(places, backend, *restore, cwd=tmp_path, FLIGHTS_CSV=some_flights)
     assert ended.code == 0, ended.err
     assert killed >= 1
+    check_output(tmp_path, flights.expected(SOME_FLIGHTS))
+
+
+@pytest.mark.parametrize("hit", [1, 2, 5] if SOAK_EXAMPLES else [2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_command_is_killed_while_it_completes_a_checkpoint(tmp_path, places, some_flights, backend, hit):
+    """Its manifest is there, and no worker knows of it."""
+    token = tmp_path / "token"
+    token.touch()
+    arguments = ["run", JOB, *settings(places.overrides(backend) + BUSY)]
+    variables = {"STATESTORE_CRASH_POINT": f"{MANIFEST}#{hit}", "STATESTORE_CRASH_TOKEN": token}
+    process = started(*arguments, cwd=tmp_path, FLIGHTS_CSV=some_flights, **variables)
+    assert (process.wait(), token.exists()) == (-signal.SIGKILL, False)
+    ended = run(places, backend, "--restore", "latest", cwd=tmp_path, FLIGHTS_CSV=some_flights)
+    assert ended.code == 0, ended.err
     check_output(tmp_path, flights.expected(SOME_FLIGHTS))
 
 

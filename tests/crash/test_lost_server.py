@@ -6,8 +6,9 @@ import pytest
 
 from statestore.config import load_config
 from statestore.testing import redis_server
+from statestore_runtime.deployment.runner import JobRunner
+from statestore_runtime.loading import load_job
 from statestore_runtime.messages import CheckpointCompleted, Restarting
-from statestore_runtime.supervisor import Supervisor
 from tests.crash import flights
 from tests.crash.test_flights import BUSY, JOB, SOME_FLIGHTS, check_output
 
@@ -41,7 +42,7 @@ def test_a_server_replaced_by_an_empty_one(tmp_path, some_flights, monkeypatch, 
         "state.backend=redis",
         f"state.redis.url=redis://127.0.0.1:{port}/0",
         f"state.dir={tmp_path / 'local'}",
-        "restart.delay=200ms",
+        "restart.initial-backoff=200ms",
     ]
     told = []
 
@@ -50,7 +51,9 @@ def test_a_server_replaced_by_an_empty_one(tmp_path, some_flights, monkeypatch, 
         if isinstance(message, CheckpointCompleted) and sum(isinstance(m, CheckpointCompleted) for m in told) == 4:
             servers()
 
-    outcome = Supervisor(JOB, load_config(overrides=overrides), overrides=overrides, on_message=watch).run()
+    job = load_job(str(JOB))
+    config = load_config(overrides=overrides, defaults=job.defaults)
+    outcome = JobRunner(str(JOB), job, config, on_message=watch).run()
     assert outcome.restarts >= 1
     reasons = [message.reason for message in told if isinstance(message, Restarting)]
     assert all("redis unavailable" in reason for reason in reasons), reasons

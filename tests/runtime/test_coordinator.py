@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from statestore.errors import CorruptionError, FencedError, StateStoreError, UnavailableError
 from statestore_runtime import CheckpointFailedError
-from statestore_runtime.coordinator import CheckpointCoordinator
+from statestore_runtime.jobmanager.coordinator import CheckpointCoordinator
 
 
 class Clock:

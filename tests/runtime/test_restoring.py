@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from statestore.config import load_config
-from statestore_runtime import CollectionSource, CollectSink, Job, run_job
+from statestore_runtime import CollectionSource, CollectSink, IterableSource, Job, run_job
 from statestore_runtime.cli import display
-from statestore_runtime.messages import Progress, Restoring, Started, from_line, to_line
+from statestore_runtime.messages import Progress, Restoring, Started
+from statestore_runtime.protocol import Recovering, decode_report, encode
 
 
 def job(source, sink):
@@ -16,14 +17,10 @@ def job(source, sink):
     return made
 
 
-class Failing(CollectionSource):
+def failing():
     """Ends with an exception."""
-
-    def next_batch(self):
-        batch = super().next_batch()
-        if batch is None:
-            raise RuntimeError("crash")
-        return batch
+    yield from range(100)
+    raise RuntimeError("crash")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -31,8 +28,8 @@ def test_a_job_tells_how_far_it_is(tmp_path, monkeypatch, lazy):
     """Before it starts; or, where it starts at once, with its progress."""
     overrides = [f"state.dir={tmp_path}", "state.backend=memory", "checkpointing.interval=0", "restart.type=none"]
     with pytest.raises(Exception, match="crash"):
-        run_job(job(Failing(range(100)), CollectSink()), load_config(overrides=overrides))
-    monkeypatch.setattr("statestore_runtime.executor.PROGRESS_SECONDS", 0.0)
+        run_job(job(IterableSource(failing, batch_size=10), CollectSink()), load_config(overrides=overrides))
+    monkeypatch.setattr("statestore_runtime.task.task.PROGRESS_SECONDS", 0.0)
     if lazy:
         monkeypatch.setattr("statestore.hydration.Hydrating.start", lambda backend: None)
     told = []
@@ -59,7 +56,8 @@ def progress(seconds=1.0):
 
 def test_the_message_passes_between_processes():
     for message in (restoring(), restoring(eta_seconds=None)):
-        assert from_line(to_line(message)) == message
+        report = Recovering(restoring=message)
+        assert decode_report(encode(report)) == report
 
 
 def test_what_the_command_shows(monkeypatch, capsys):

@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import logging
+import subprocess
+import sys
 from typing import NamedTuple
 
 import msgspec
@@ -13,16 +15,18 @@ import pytest
 
 from statestore.errors import CorruptionError, UnavailableError, UsageError
 from statestore_runtime import CallableSink, CollectSink, FileSink, PrintSink, SinkContext
+from tests.runtime.sink_conformance import JobOfSinks, numbered
 
 
-def fresh(attempt=1, job="job"):
-    return SinkContext(job, attempt)
+def fresh(attempt=1, job="job", **arguments):
+    return SinkContext(job, attempt, **arguments)
 
 
-def restored(attempt, transactions, snapshot, job="job"):
-    """As an executor makes it from a checkpoint's JSON."""
-    transactions, snapshot = json.loads(json.dumps([transactions, snapshot]))
-    return SinkContext(job, attempt, False, tuple(transactions), snapshot)
+def restored(attempt, transactions, *snapshots, job="job", **arguments):
+    """As a worker makes it from a checkpoint's JSON; one snapshot for each subtask that there was."""
+    transactions, snapshots = json.loads(json.dumps([transactions, snapshots]))
+    transactions, snapshots = tuple(transactions), dict(enumerate(snapshots))
+    return SinkContext(job, attempt, fresh=False, transactions=transactions, snapshots=snapshots, **arguments)
 
 
 def opened(sink, context=None):
@@ -44,8 +48,12 @@ def written(sink, *batches):
     return transaction, snapshot
 
 
+def snapshot_of(next_number):
+    return {"attempt": 1, "base": 1, "next": next_number}
+
+
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".owner"))
 
 
 def visible(folder):
@@ -69,17 +77,17 @@ def test_nothing_is_visible_before_the_commit(tmp_path):
     assert visible(folder) == []
     sink.write([4])
     sink.commit(transaction)
-    assert visible(folder) == ["part-0001-000001.jsonl"]
+    assert visible(folder) == ["part-0001-000-000001.jsonl"]
     assert events(folder) == [1, 2, 3]
     sink.close()
-    assert names(folder) == ["part-0001-000001.jsonl"]
+    assert names(folder) == ["part-0001-000-000001.jsonl"]
 
 
 def test_a_barrier_without_events_has_no_transaction(tmp_path):
     sink = opened(FileSink(tmp_path))
-    assert barrier(sink) == (None, {"next": 1})
+    assert barrier(sink) == (None, snapshot_of(1))
     written(sink, [1])
-    assert barrier(sink) == (None, {"next": 2})
+    assert barrier(sink) == (None, snapshot_of(2))
     sink.close()
 
 
@@ -87,7 +95,7 @@ def test_a_transaction_is_committed_once_however_often_it_is_asked_for(tmp_path)
     sink = opened(FileSink(tmp_path))
     transaction, _ = written(sink, [1])
     sink.commit(transaction)
-    opened(FileSink(tmp_path), restored(2, [transaction], {"next": 2})).close()
+    opened(FileSink(tmp_path), restored(2, [transaction], snapshot_of(2))).close()
     assert events(tmp_path) == [1]
 
 
@@ -144,10 +152,10 @@ def crashed(folder, attempt=1):
 def test_restored_transactions_are_committed_and_the_rest_is_written_again(tmp_path):
     transaction, _, snapshot = crashed(tmp_path)
     sink = opened(FileSink(tmp_path), restored(2, [transaction], snapshot))
-    assert visible(tmp_path) == ["part-0001-000001.jsonl", "part-0001-000002.jsonl"]
+    assert visible(tmp_path) == ["part-0001-000-000001.jsonl", "part-0001-000-000002.jsonl"]
     written(sink, ["again"])
     sink.close()
-    assert names(tmp_path) == ["part-0001-000001.jsonl", "part-0001-000002.jsonl", "part-0002-000003.jsonl"]
+    assert names(tmp_path) == ["part-0001-000-000001.jsonl", "part-0001-000-000002.jsonl", "part-0002-000-000003.jsonl"]
     assert events(tmp_path) == ["committed", "prepared", "again"]
 
 
@@ -166,12 +174,12 @@ def test_parts_newer_than_the_checkpoint_are_renamed(tmp_path, caplog):
     checkpoints = [written(sink, [event]) for event in (1, 2, 3)]
     sink.close()
     sink = opened(FileSink(tmp_path), restored(2, [checkpoints[0][0]], checkpoints[0][1]))
-    assert visible(tmp_path) == ["part-0001-000001.jsonl"]
+    assert visible(tmp_path) == ["part-0001-000-000001.jsonl"]
     written(sink, [2])
     sink.close()
     assert events(tmp_path) == [1, 2]
     undone = [name for name in names(tmp_path) if name.startswith(".undone")]
-    assert undone == [".undone-job-2-part-0001-000002.jsonl", ".undone-job-2-part-0001-000003.jsonl"]
+    assert undone == [".undone-job-2-part-0001-000-000002.jsonl", ".undone-job-2-part-0001-000-000003.jsonl"]
     assert (tmp_path / undone[0]).read_text() == "2\n"
 
 
@@ -191,16 +199,16 @@ def test_undone_parts_of_two_restores_do_not_meet(tmp_path, caplog):
 
 def test_leftovers_of_older_attempts_go_and_nobody_elses(tmp_path):
     kept = [
-        ".part-0001-000001.jsonl.other.1.inprogress",
-        ".part-0001-000001.jsonl.job.x.1.inprogress",
-        ".part-0006-000009.jsonl.job.6.inprogress",
-        ".part-0007-000001.jsonl.job.7.inprogress",
-        ".undone-job-2-part-0001-000001.jsonl",
+        ".part-0001-000-000001.jsonl.other.1.inprogress",
+        ".part-0001-000-000001.jsonl.job.x.1.inprogress",
+        ".part-0006-000-000009.jsonl.job.6.inprogress",
+        ".part-0007-000-000001.jsonl.job.7.inprogress",
+        ".undone-job-2-part-0001-000-000001.jsonl",
         ".hidden",
         "notes.txt",
         "part-1.jsonl",
     ]
-    for name in [*kept, ".part-0003-000009.jsonl.job.3.inprogress", ".part-0005-000001.csv.job.5.inprogress"]:
+    for name in [*kept, ".part-0003-000-000009.jsonl.job.3.inprogress", ".part-0005-000-000001.csv.job.5.inprogress"]:
         (tmp_path / name).touch()
     sink = opened(FileSink(tmp_path), fresh(6))
     written(sink, ["new"])
@@ -217,7 +225,7 @@ def test_a_part_that_the_checkpoint_counts_on(tmp_path, damage, was_committed):
     if was_committed:
         sink.commit(transaction)
     sink.close()
-    (part,) = tmp_path.iterdir()
+    (part,) = map(tmp_path.joinpath, names(tmp_path))
     part.unlink() if damage == "gone" else part.write_bytes(b'"impo')
     with pytest.raises(CorruptionError, match="is gone" if damage == "gone" else "5 bytes, the checkpoint says 12"):
         opened(FileSink(tmp_path), restored(2, [transaction], snapshot))
@@ -227,18 +235,18 @@ def test_a_file_in_the_way_of_a_part(tmp_path):
     sink = opened(FileSink(tmp_path))
     sink.write([1])
     transaction, _ = barrier(sink)
-    (tmp_path / "part-0001-000001.jsonl").write_text("somebody else's\n")
+    (tmp_path / "part-0001-000-000001.jsonl").write_text("somebody else's\n")
     with pytest.raises(CorruptionError, match="in the way"):
         sink.commit(transaction)
     sink.close()
-    assert (tmp_path / "part-0001-000001.jsonl").read_text() == "somebody else's\n"
+    assert (tmp_path / "part-0001-000-000001.jsonl").read_text() == "somebody else's\n"
 
 
 @pytest.mark.parametrize(
     "transaction",
     [
-        {"part": ["../x", "part-0001-000001.jsonl", 0]},
-        {"part": [".part-0001-000001.jsonl.job.1.inprogress", "/etc/passwd", 0]},
+        {"parts": [["../x", "part-0001-000-000001.jsonl", 0]]},
+        {"parts": [[".part-0001-000-000001.jsonl.job.1.inprogress", "/etc/passwd", 0]]},
         {"replaces": ["../../precious"]},
         {"replaces": ["notes.txt"]},
     ],
@@ -274,14 +282,14 @@ def test_append_goes_on_behind_an_earlier_run(tmp_path):
     written(sink, ["new"])
     sink.close()
     assert events(tmp_path) == ["old 1", "old 2", "new"]
-    assert visible(tmp_path)[-1] == "part-0002-000003.jsonl"
+    assert visible(tmp_path)[-1] == "part-0002-000-000003.jsonl"
 
 
 def test_replace_removes_the_old_parts_with_the_first_commit_only(tmp_path):
     earlier_run(tmp_path)
     (tmp_path / "notes.txt").touch()
     sink = opened(FileSink(tmp_path, if_exists="replace"), fresh(2))
-    old = ["notes.txt", "part-0001-000001.jsonl", "part-0001-000002.jsonl"]
+    old = ["notes.txt", "part-0001-000-000001.jsonl", "part-0001-000-000002.jsonl"]
     assert visible(tmp_path) == old
     sink.write(["new"])
     assert visible(tmp_path) == old
@@ -290,21 +298,21 @@ def test_replace_removes_the_old_parts_with_the_first_commit_only(tmp_path):
     second, _ = barrier(sink)
     assert visible(tmp_path) == old
     sink.commit(first)
-    assert visible(tmp_path) == ["notes.txt", "part-0002-000003.jsonl"]
+    assert visible(tmp_path) == ["notes.txt", "part-0002-000-000003.jsonl"]
     sink.commit(second)
     sink.commit(first)
     sink.close()
-    assert visible(tmp_path) == ["notes.txt", "part-0002-000003.jsonl", "part-0002-000004.jsonl"]
+    assert visible(tmp_path) == ["notes.txt", "part-0002-000-000003.jsonl", "part-0002-000-000004.jsonl"]
 
 
 def test_replace_by_a_run_without_events(tmp_path):
     earlier_run(tmp_path)
     sink = opened(FileSink(tmp_path, if_exists="replace"), fresh(2))
     transaction, snapshot = barrier(sink)
-    assert visible(tmp_path) == ["part-0001-000001.jsonl", "part-0001-000002.jsonl"]
+    assert visible(tmp_path) == ["part-0001-000-000001.jsonl", "part-0001-000-000002.jsonl"]
     sink.commit(transaction)
     sink.close()
-    assert (names(tmp_path), snapshot) == ([], {"next": 3})
+    assert (names(tmp_path), snapshot) == ([], {"attempt": 2, "base": 3, "next": 3})
 
 
 def test_replace_is_finished_by_the_run_that_goes_on(tmp_path):
@@ -314,7 +322,7 @@ def test_replace_is_finished_by_the_run_that_goes_on(tmp_path):
     sink.write(["new"])
     transaction, snapshot = barrier(sink)
     sink = opened(FileSink(tmp_path, if_exists="replace"), restored(3, [transaction], snapshot))
-    assert visible(tmp_path) == ["part-0002-000003.jsonl"]
+    assert visible(tmp_path) == ["part-0002-000-000003.jsonl"]
     written(sink, ["newer"])
     sink.close()
     assert events(tmp_path) == ["new", "newer"]
@@ -329,7 +337,7 @@ def test_replace_of_a_run_that_died_before_its_first_checkpoint(tmp_path):
     assert events(tmp_path) == ["old 1", "old 2"]
     written(sink, ["new"])
     sink.close()
-    assert names(tmp_path) == ["part-0003-000003.jsonl"]
+    assert names(tmp_path) == ["part-0003-000-000003.jsonl"]
 
 
 # FileSink: formats
@@ -371,7 +379,7 @@ def test_csv(tmp_path, batch, expected):
     written(sink, batch, batch)
     sink.close()
     (name,) = names(tmp_path)
-    assert name == "part-0001-000001.csv"
+    assert name == "part-0001-000-000001.csv"
     with (tmp_path / name).open(newline="") as file:
         rows = list(csv.reader(file))
     body = expected[1:] if len(expected) == len(batch) + 1 else expected
@@ -398,7 +406,7 @@ def test_an_encoder_of_ones_own(tmp_path):
     sink = opened(FileSink(tmp_path, encoder=lambda batch: b"".join(b"<%d>" % event for event in batch)))
     written(sink, [1, 2], [3])
     sink.close()
-    assert (tmp_path / "part-0001-000001.jsonl").read_bytes() == b"<1><2><3>"
+    assert (tmp_path / "part-0001-000-000001.jsonl").read_bytes() == b"<1><2><3>"
 
 
 @pytest.mark.parametrize(
@@ -459,7 +467,7 @@ def test_collect_sink_shows_what_is_committed():
     sink.commit(second)
     sink.commit(second)
     assert sink.results == [1, 2, 3, 4]
-    assert barrier(sink) == (None, 4)
+    assert barrier(sink) == (None, [1, 2])
 
 
 def test_collect_sink_goes_back_to_a_checkpoint():
@@ -504,6 +512,51 @@ def test_collect_sinks_transactions_are_told_apart_by_their_attempt():
     assert sink.results == ["new"]
 
 
+def collecting(events):
+    sink = CollectSink()
+    return sink, JobOfSinks(lambda: sink, events)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 2)])
+def test_collect_sink_of_several_subtasks(before, after):
+    sink, job = collecting(numbered(60))
+    job.deploy(before)
+    job.checkpointed(10)
+    early = job.checkpoint
+    job.checkpointed(10)
+    job.process(10)
+    job.checkpoint = job.barrier()
+    job.process(10)
+    assert sorted(sink.results) == sorted(job.events[:20])
+    job.deploy(after)
+    assert sorted(sink.results) == sorted(job.events[:30])
+    job.checkpointed(10)
+    assert sorted(sink.results) == sorted(job.events[:40])
+    job.deploy(before, early)
+    assert sorted(sink.results) == sorted(job.events[:10])
+    job.run_to_the_end(10)
+    assert sorted(sink.results) == sorted(job.events)
+    job.deploy(after, None)
+    assert sink.results == []
+
+
+def test_collect_sink_keeps_the_order_of_a_subtask():
+    sink, job = collecting(numbered(60))
+    job.deploy(2)
+    job.run_to_the_end(10)
+    for key in range(2):
+        own = [event for event in sink.results if event[0] == key]
+        assert own == [event for event in job.events if event[0] == key]
+
+
+def test_copies_for_subtasks_call_one_function():
+    seen = []
+    sink = CallableSink(seen.append)
+    for number in range(2):
+        opened(sink.for_subtask(number), fresh(subtask=number, parallelism=2)).write([number])
+    assert seen == [0, 1]
+
+
 def test_callable_sink_calls_at_once():
     seen, batches = [], []
     sink = opened(CallableSink(seen.append))
@@ -520,3 +573,11 @@ def test_callable_sink_calls_at_once():
 def test_print_sink_prints(capsys):
     opened(PrintSink()).write([1, "two", {"three": 3}])
     assert capsys.readouterr().out == "1\ntwo\n{'three': 3}\n"
+
+
+def test_drivers_are_imported_when_they_are_needed():
+    program = (
+        "import sys, statestore_runtime.sinks; print({'redis', 'pyarrow', 'confluent_kafka'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "set()\n", run.stderr

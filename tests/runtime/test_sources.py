@@ -1,8 +1,7 @@
-"""Sources: typed events, positions that belong to exactly the batches before them, and what becomes of bad records."""
+"""Files as sources: typed events, positions that belong to exactly the batches before them, and what becomes of bad records."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import gzip
@@ -16,7 +15,13 @@ import pytest
 import zstandard
 
 from statestore.errors import ConfigError, CorruptionError, UnavailableError, UsageError
-from statestore_runtime import BadRecordError, CollectionSource, DeadLetter, FileSource, IterableSource, SourceContext
+from statestore_runtime.sources import (
+    BadRecordError,
+    DeadLetter,
+    FileSource,
+    SourceContext,
+)
+from tests.runtime.source_reading import Reading, check_every_cut, drained, read, until_bad
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -61,36 +66,6 @@ def file(path, data):
     return path
 
 
-def opened(source, position=None, context=None):
-    source.open(position, context or SourceContext())
-    return source
-
-
-def drained(source):
-    events = []
-    while (batch := source.next_batch()) is not None:
-        events += batch
-    return events
-
-
-def read(source, position=None, context=None):
-    with contextlib.closing(source):
-        return drained(opened(source, position, context))
-
-
-def check_every_cut(make, expected):
-    """Stop after each number of batches of each size, go on in another object with another size, and miss or repeat nothing."""
-    for first_size in (1, 2, 3, 100):
-        for cut in range(len(expected) + 2):
-            source, events = opened(make(batch_size=first_size)), []
-            for _ in range(cut):
-                events += source.next_batch() or []
-            position = json.loads(json.dumps(source.position()))
-            source.close()
-            for next_size in (1, 4):
-                assert events + read(make(batch_size=next_size), position) == expected
-
-
 # Reading
 
 
@@ -114,7 +89,7 @@ def test_events_without_a_type(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_batches_have_the_size_asked_for(tmp_path, batch_size):
     for path in (file(tmp_path / "a.jsonl", JSON_LINES), file(tmp_path / "a.csv", CSV)):
-        source, sizes = opened(FileSource(path, type=Order, batch_size=batch_size)), []
+        source, sizes = Reading(FileSource(path, type=Order, batch_size=batch_size)), []
         while (batch := source.next_batch()) is not None:
             sizes.append(len(batch))
         source.close()
@@ -193,7 +168,7 @@ def test_the_format_can_be_given(tmp_path):
     path = file(tmp_path / "orders", CSV)
     assert read(FileSource(path, type=Order, format="csv")) == ORDERS
     with pytest.raises(ConfigError, match="does not tell its format"):
-        opened(FileSource(path))
+        Reading(FileSource(path))
 
 
 def test_a_zip_archive_tells_its_format_by_its_first_file(tmp_path):
@@ -242,7 +217,7 @@ def test_every_cut_with_bad_records(tmp_path):
     make = functools.partial(FileSource, path, batch_size=1)
     for cut in range(8):
         before, after = SourceContext("skip"), SourceContext("skip")
-        source = opened(make(), None, before)
+        source = Reading(make(), None, before)
         events = [event for _ in range(cut) for event in source.next_batch() or []]
         position = source.position()
         source.close()
@@ -251,29 +226,23 @@ def test_every_cut_with_bad_records(tmp_path):
         assert before.bad_records + after.bad_records == 4
 
 
-def test_every_cut_of_a_collection_and_an_iterable():
-    events = list(range(7))
-    check_every_cut(functools.partial(CollectionSource, events), events)
-    check_every_cut(functools.partial(IterableSource, lambda: iter(events)), events)
-
-
 def test_lines_are_counted_on_after_a_restore(tmp_path):
     path = file(tmp_path / "a.csv", 'x,y\n1,"a\nb"\n2,c\nbad\n')
     for compression in ("", ".gz"):
         path = file(tmp_path / f"a.csv{compression}", 'x,y\n1,"a\nb"\n2,c\nbad\n')
-        source = opened(FileSource(path, batch_size=1))
+        source = Reading(FileSource(path, batch_size=1))
         source.next_batch()
         position = source.position()
         source.close()
         with pytest.raises(BadRecordError) as caught:
             read(FileSource(path, batch_size=1), position)
-        assert (caught.value.file, caught.value.line) == (str(path), 5)
+        assert (caught.value.source, caught.value.number) == (str(path), 5)
 
 
 def test_new_files_are_read_and_finished_ones_may_be_gone(tmp_path):
     for name in "bc":
         file(tmp_path / f"{name}.jsonl", f'"{name}"\n')
-    source = opened(FileSource(tmp_path / "*.jsonl"))
+    source = Reading(FileSource(tmp_path / "*.jsonl"))
     assert [source.next_batch(), source.next_batch()] == [["b"], ["c"]]
     position = source.position()
     source.close()
@@ -286,7 +255,7 @@ def test_new_files_are_read_and_finished_ones_may_be_gone(tmp_path):
 def test_a_file_may_have_grown(tmp_path):
     for compression in ("", ".gz"):
         path = file(tmp_path / f"a.jsonl{compression}", "1\n2\n")
-        source = opened(FileSource(path))
+        source = Reading(FileSource(path))
         assert source.next_batch() == [1, 2]
         position = source.position()
         source.close()
@@ -297,7 +266,7 @@ def test_a_file_may_have_grown(tmp_path):
 
 def middle_of(path):
     """Position after two events, which is not the end."""
-    source = opened(FileSource(path, batch_size=2))
+    source = Reading(FileSource(path, batch_size=2))
     assert len(source.next_batch()) == 2
     position = source.position()
     source.close()
@@ -358,7 +327,7 @@ def test_a_bad_record_fails_with_its_place(tmp_path, name, data, line, problem, 
     path = file(tmp_path / name, data)
     with pytest.raises(BadRecordError, match=problem) as caught:
         read(FileSource(path, type=Order, batch_size=batch_size))
-    assert (caught.value.file, caught.value.line, caught.value.exit_code) == (str(path), line, 8)
+    assert (caught.value.source, caught.value.number, caught.value.exit_code) == (str(path), line, 8)
     assert f"{path}, line {line}: " in str(caught.value)
 
 
@@ -378,7 +347,7 @@ def test_bad_records_become_dead_letters(tmp_path, batch_size):
     path, letters = file(tmp_path / "a.csv", BAD_CSV), []
     context = SourceContext("dead-letter", letters.extend)
     assert [event.id for event in read(FileSource(path, type=Order, batch_size=batch_size), None, context)] == [1, 7]
-    assert all(isinstance(letter, DeadLetter) and letter.file == str(path) for letter in letters)
+    assert all(isinstance(letter, DeadLetter) and letter.source == str(path) for letter in letters)
     assert [(letter.line, letter.text) for letter in letters] == [
         (4, "two,b,2"),
         (5, '3,"c\nc",x'),
@@ -390,6 +359,16 @@ def test_bad_records_become_dead_letters(tmp_path, batch_size):
     assert letters[2].error == "2 fields, the header has 3"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.csv.zst"])
+def test_the_position_after_a_bad_record_is_before_its_batch(tmp_path, name, batch_size):
+    path = file(tmp_path / name, b"\xef\xbb\xbf" + (BAD_CSV if ".csv" in name else BAD_JSON))
+    make = functools.partial(FileSource, path, type=Order, batch_size=batch_size)
+    events, position = until_bad(make())
+    events += read(make(), position, SourceContext("skip"))
+    assert [event.id for event in events] == ([1, 7] if ".csv" in name else [1, 4])
+
+
 def test_an_unfinished_quote_is_one_bad_record(tmp_path):
     path = file(tmp_path / "a.csv", 'id,city,price\n1,a,1\n2,"b,2\n3,c,3\n')
     context = SourceContext("skip")
@@ -397,11 +376,11 @@ def test_an_unfinished_quote_is_one_bad_record(tmp_path):
     assert context.bad_records == 1
     with pytest.raises(BadRecordError) as caught:
         read(FileSource(path, type=Order))
-    assert caught.value.line == 3
+    assert caught.value.number == 3
 
 
 def test_a_long_bad_line_is_shown_in_part():
-    error = BadRecordError("a.jsonl", 1, "bad", "x" * 1000)
+    error = BadRecordError("a.jsonl", "line", 1, "bad", "x" * 1000)
     assert len(str(error)) < 400
     assert error.text == "x" * 1000
 
@@ -414,7 +393,7 @@ def test_a_checks_own_constraint_makes_a_bad_record(tmp_path):
     path = file(tmp_path / "a.csv", "id,name\n1,a\n0,b\n")
     with pytest.raises(BadRecordError, match="column 'id': Expected `int` >= 1") as caught:
         read(FileSource(path, type=Positive))
-    assert caught.value.line == 3
+    assert caught.value.number == 3
 
 
 # Files that can't be read at all
@@ -433,17 +412,17 @@ def test_two_columns_of_one_name(tmp_path):
 
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no file .*none\.jsonl"):
-        opened(FileSource(tmp_path / "none.jsonl"))
+        Reading(FileSource(tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match="no file matches"):
-        opened(FileSource(tmp_path / "*.jsonl"))
+        Reading(FileSource(tmp_path / "*.jsonl"))
     with pytest.raises(ConfigError, match="is a folder"):
-        opened(FileSource(tmp_path, format="csv"))
+        Reading(FileSource(tmp_path, format="csv"))
 
 
 def test_a_file_that_goes_while_the_job_runs(tmp_path):
     for name in "ab":
         file(tmp_path / f"{name}.jsonl", "1\n")
-    source = opened(FileSource(tmp_path / "*.jsonl"))
+    source = Reading(FileSource(tmp_path / "*.jsonl"))
     assert source.next_batch() == [1]
     (tmp_path / "b.jsonl").unlink()
     with pytest.raises(UnavailableError, match=r"b\.jsonl"):
@@ -470,12 +449,9 @@ def test_damaged_compressed_data(tmp_path, compression, offset):
         lambda: FileSource("a.jsonl", format="xml"),
         lambda: FileSource("a.jsonl", on_error="ignore"),
         lambda: FileSource("a.jsonl", batch_size=0),
-        lambda: opened(FileSource([__file__, __file__], format="csv")),
-        lambda: CollectionSource("text"),
-        lambda: CollectionSource({1, 2}),
-        lambda: CollectionSource([1], batch_size=0),
-        lambda: IterableSource([1]),
-        lambda: IterableSource(list, batch_size=-1),
+        lambda: FileSource("a.jsonl", rate_limit=0),
+        lambda: FileSource("*.jsonl", discovery_interval=-1),
+        lambda: Reading(FileSource([__file__, __file__], format="csv")),
     ],
 )
 def test_wrong_arguments(make):
@@ -494,51 +470,16 @@ def test_types_that_csv_can_not_fill(tmp_path, type_):
         read(FileSource(path, type=type_))
 
 
-# In memory
-
-
-def test_a_collection_that_has_become_shorter():
-    with pytest.raises(UsageError, match="has 2 events, the checkpoint was made after 3"):
-        CollectionSource([1, 2]).open(3, SourceContext())
-
-
-def test_an_iterable_that_has_become_shorter():
-    with pytest.raises(UsageError, match="ended after 2 events, the checkpoint was made after 3"):
-        IterableSource(lambda: [1, 2]).open(3, SourceContext())
-
-
-def test_an_iterable_is_made_again_at_each_opening_and_closed():
-    made, closed = [], []
-
-    def events():
-        made.append(True)
-        try:
-            yield from range(5)
-        finally:
-            closed.append(True)
-
-    source = opened(IterableSource(events, batch_size=2))
-    assert source.next_batch() == [0, 1]
-    position = source.position()
-    source.close()
-    assert closed == [True]
-    assert read(source, position) == [2, 3, 4]
-    assert (len(made), len(closed)) == (2, 2)
-
-
-def test_close_is_idempotent_and_allowed_before_open(tmp_path):
-    for source in (FileSource(file(tmp_path / "a.jsonl", "1\n")), CollectionSource([1]), IterableSource(lambda: [1])):
-        source.close()
-        source.open(None, SourceContext())
-        assert source.next_batch() == [1]
-        source.close()
-        source.close()
+def test_closing_twice(tmp_path):
+    reading = Reading(FileSource(file(tmp_path / "a.jsonl", "1\n")))
+    assert reading.next_batch() == [1]
+    reading.close()
+    reading.close()
 
 
 def test_names():
     assert FileSource("a.jsonl").name == "a.jsonl"
     assert FileSource([Path("a.jsonl"), "b.jsonl"]).name == "a.jsonl, b.jsonl"
-    assert CollectionSource([]).name == "CollectionSource"
 
 
 # What readers must not let pass, or stumble over
@@ -595,7 +536,7 @@ def test_finished_files_may_be_gone(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
     file(tmp_path / "a.jsonl", "1\n")
     file(tmp_path / "b.jsonl", "2\n")
-    source = opened(FileSource(pattern))
+    source = Reading(FileSource(pattern))
     drained(source)
     position = source.position()
     for path in tmp_path.glob("*.jsonl"):

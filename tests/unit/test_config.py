@@ -54,6 +54,12 @@ def test_nothing_given():
         ("state.allow-pickle=true", "state", "allow_pickle", True),
         ("state.cache-size=1.5gb", "state", "cache_size", 3 << 29),
         ("source.on-error=DEAD_LETTER", "source", "on_error", "dead-letter"),
+        ("high-availability.type=FILE", "high_availability", "type", "file"),
+        ("high-availability.storageDir=s3://b/ha", "high_availability", "dir", "s3://b/ha"),
+        ("high-availability.storage-dir=/ha", "high_availability", "dir", "/ha"),
+        ("high-availability.lease-duration=30s", "high_availability", "lease_duration", 30),
+        ("high-availability.kubernetes.leader-election.lease-duration=9s", "high_availability", "lease_duration", 9),
+        ("high-availability.kubernetes.leader-election.retry-period=2s", "high_availability", "renew_interval", 2),
     ],
 )
 def test_aliases_and_units(setting, section, field, value):
@@ -78,6 +84,11 @@ def test_aliases_and_units(setting, section, field, value):
         ("state.ttl-time=local", ["state.ttl-time", "local", "processing-time, event-time"]),
         ("state-recovery.lazy=perhaps", ["state-recovery.lazy", "perhaps", "true or false"]),
         ("state-recovery.parallelism=0", ["state-recovery.parallelism", "less than 1"]),
+        ("high-availability.type=zookeeper", ["high-availability.type", "zookeeper", "none, file, redis"]),
+        (
+            "high-availability.lease-time=5s",
+            ["high-availability.lease-time", "did you mean 'high-availability.lease-duration'"],
+        ),
         ("nonsense", ["nonsense", "key=value"]),
         ("=5", ["key=value"]),
     ],
@@ -121,6 +132,10 @@ def test_a_backends_own_table():
 def test_secrets_do_not_show():
     config = load_config(overrides=["state.redis.url=redis://:canary@h/0"])
     assert "canary" not in f"{config}{config!r}"
+    overrides = ["high-availability.url=redis://:canary@h/0", "high-availability.dir=s3://b/ha?key=canary"]
+    high_availability = load_config(overrides=overrides).high_availability
+    assert "canary" not in f"{high_availability}"
+    assert "redis://:***@h/0" in f"{high_availability}"
     with pytest.raises(ConfigError) as raised:
         load_config(overrides=["redis://:canary@h/0"])
     assert "canary" not in str(raised.value)

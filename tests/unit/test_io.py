@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import uuid
@@ -200,6 +201,21 @@ def test_a_lock_excludes(tmp_path):
     assert clock.now >= 3
     lock.release()
     FolderLock(tmp_path, Clock(), wait_seconds=0).release()
+
+
+def test_who_has_the_lock_may_remove_the_folder(tmp_path):
+    """Who waited for it has the lock of the folder that is there, not of the one that is gone."""
+
+    class Removing(Clock):
+        def sleep(self, seconds):
+            shutil.rmtree(tmp_path / "state")
+            first.release()
+
+    first = FolderLock(tmp_path / "state", Clock())
+    second = FolderLock(tmp_path / "state", Removing())
+    with pytest.raises(UnavailableError, match="uses it"):
+        FolderLock(tmp_path / "state", Clock())
+    second.release()
 
 
 def test_a_lock_ends_with_its_process(tmp_path):

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from statestore_runtime.deployment.candidate import LeadershipLost, Leading, StandingBy
+from statestore_runtime.deployment.runner import Outcome
 from statestore_runtime.messages import (
     CheckpointCompleted,
     CheckpointFailed,
@@ -23,7 +25,6 @@ from statestore_runtime.messages import (
     Restoring,
     Started,
 )
-from statestore_runtime.supervisor import Outcome
 
 LINE_SECONDS = 5.0
 """Between two progress lines where nothing can be shown live."""
@@ -86,6 +87,13 @@ class Display:
             case Restarting(reason=reason, restart=restart, delay_seconds=delay):
                 self._started = None
                 self._say(f"{reason}; restart {restart} in {delay:g} s")
+            case StandingBy(job=job, leader=leader):
+                self._say(f"{job}: standing by, {leader} leads")
+            case Leading(job=job, token=token):
+                self._say(f"{job}: leading, with token {token}")
+            case LeadershipLost(job=job):
+                self._started = None
+                self._say(f"{job}: leads no more; its workers were killed")
 
     def _show_restoring(self, restoring: Restoring) -> None:
         share = restoring.bytes_done / max(restoring.bytes_total, 1)
@@ -125,11 +133,15 @@ class Display:
         finished, started = outcome.finished, self._started
         rate = finished.events_this_run / finished.seconds
         rows = _rows(outcome, started)
-        if started is not None:
+        if outcome.stopped:
+            place = outcome.savepoint or "latest"
+            rows.append(("go on with", f"{command} --restore {place}"))
+        elif started is not None:
             other = OTHER_BACKENDS.get(started.backend, "rocksdb")
             rows.append(("try next", f"{command} --restore none -D state.backend={other}"))
+        end = "stopped" if outcome.stopped else "finished"
         sys.stdout.write(
-            f"{finished.job} finished: {_plural(finished.events, 'event')}, {_plural(finished.keys, 'key')}, "
+            f"{finished.job} {end}: {_plural(finished.events, 'event')}, {_plural(finished.keys, 'key')}, "
             f"{outcome.seconds:.1f} s ({rate:,.0f} events/s while it ran)\n"
         )
         sys.stdout.writelines(f"  {label:13}  {text}\n" for label, text in rows)

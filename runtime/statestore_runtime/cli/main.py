@@ -1,8 +1,9 @@
 """`statestore`: the command line, and what its exit codes mean.
 
 0 done · 1 internal error · 2 wrong usage or configuration · 3 something outside is unavailable · 4 corrupt files · 5 state does not fit
-the program · 6 a newer attempt owns the job · 7 nothing to restore, or no such key · 8 a record can't be read · 10 the job's own code
-failed · 11 the worker process died, and is not restarted any more · 130 interrupted · 143 terminated
+the program · 6 a newer attempt owns the job · 7 nothing to restore, or no such key · 8 a record can't be read · 9 the job is not running ·
+10 the job's own code failed · 11 the worker process died, and is not restarted any more · 12 the job was cancelled · 130 interrupted ·
+143 terminated
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from statestore.errors import StateStoreError
-from statestore_runtime.cli import checkpoint, retention, state
+from statestore_runtime.cli import checkpoint, jobs, retention, state
 from statestore_runtime.cli.check import check
 from statestore_runtime.cli.diff import diff
 from statestore_runtime.cli.export import export
@@ -33,8 +34,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command("list")(jobs.list_)
+app.command()(jobs.status)
+app.command()(jobs.stop)
+app.command()(jobs.cancel)
+app.command()(jobs.rescale)
 for command in (diff, export, check, retention.pin, retention.unpin, retention.prune):
     checkpoint.app.command()(command)
+checkpoint.app.command()(jobs.trigger)
 app.command()(savepoint)
 app.command()(migrate)
 app.add_typer(checkpoint.app, name="checkpoint")
@@ -81,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(text: str, code: int, error: BaseException | None, arguments: list[str]) -> int:
     if "--debug" in arguments and error is not None:
-        failure = getattr(error, "failure", None)  # the worker's own traceback says more than the supervisor's
+        failure = getattr(error, "failure", None)  # the worker's own traceback says more than this process'
         sys.stderr.write(failure.traceback if failure is not None else "".join(traceback.format_exception(error)))
     sys.stderr.write(f"statestore: {' '.join(text.split())}\n")
     return code

@@ -2,6 +2,18 @@
 
 from statestore_runtime.sinks.base import Sink, SinkContext
 from statestore_runtime.sinks.files import FileSink
+from statestore_runtime.sinks.kafka import KafkaSink
+from statestore_runtime.sinks.redis import RedisSink, RedisStreamSink
 from statestore_runtime.sinks.simple import CallableSink, CollectSink, PrintSink
 
-__all__ = ["CallableSink", "CollectSink", "FileSink", "PrintSink", "Sink", "SinkContext"]
+__all__ = [
+    "CallableSink",
+    "CollectSink",
+    "FileSink",
+    "KafkaSink",
+    "PrintSink",
+    "RedisSink",
+    "RedisStreamSink",
+    "Sink",
+    "SinkContext",
+]

@@ -1,22 +1,30 @@
 """What a sink promises: what it was given before a checkpoint becomes visible with that checkpoint, once.
 
-The two phases, driven by the job:
+A job has one instance of a sink in each of its subtasks. The two phases, driven by the job:
 
 1. At a barrier `prepare` makes all that was written since the last one durable, not visible, and returns a transaction: whatever it takes
    to make it visible later. It is stored in the checkpoint.
-2. When the checkpoint is complete, `commit` makes the transaction visible. It may be called again, by another process after a crash.
+2. When the checkpoint is complete, `commit` makes the transaction visible. It may be called again, by another process after a crash, and by
+   another subtask after a change of parallelism.
 
-A transaction whose checkpoint failed is committed with the next one.
+A transaction whose checkpoint failed is committed with the next one, after those prepared before it.
+No checkpoint is complete before all subtasks have opened their sinks.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from statestore.clock import Clock, SystemClock
 
 Transaction = Any
 """JSON-able."""
+
+S = TypeVar("S", bound="Sink")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +36,44 @@ class SinkContext:
     job : str
         Name of the job.
     attempt : int
-        Fencing token, greater than that of every earlier opening of the job.
+        Fencing token, greater than that of every earlier opening of the job, and the same in all subtasks of one.
+    subtask, parallelism : int
+        Which one this is, from 0, and of how many.
     fresh : bool
         Whether the job starts from nothing, as far as this sink is concerned.
-    transactions : list
-        Of the restored checkpoint; each has to be committed, and may have been already.
-    snapshot : Any
-        What `snapshot` returned for the restored checkpoint.
+    transactions : tuple
+        Those of the restored checkpoint that this subtask has to commit, in the order in which they were prepared, by whichever subtask.
+        Each is given to one subtask, and may have been committed already.
+    snapshots : Mapping of int to Any
+        What `snapshot` returned in each subtask for the restored checkpoint; the same in all subtasks.
+    finished : tuple
+        Of a job that starts afresh: transactions of its last run's final checkpoint, given to subtask 0. They are committed if they were
+        not; when their data is gone, it was committed, and whoever it was for has taken it since.
+    run : str
+        Names the run: the same after each of its restarts, another one when the job is started again.
+    clock : Clock
+        Gives monotonic time.
     """
 
     job: str
     attempt: int
+    subtask: int = 0
+    parallelism: int = 1
     fresh: bool = True
     transactions: tuple[Transaction, ...] = ()
-    snapshot: Any = None
+    snapshots: Mapping[int, Any] = field(default_factory=dict)
+    finished: tuple[Transaction, ...] = ()
+    run: str = ""
+    clock: Clock = field(default_factory=SystemClock)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this subtask does what only one may do."""
+        return self.subtask == 0
 
 
 class Sink(ABC):
-    """Takes a stream's events out of the job. One thread uses a sink."""
+    """Takes a stream's events out of the job. One thread uses an instance."""
 
     @property
     def name(self) -> str:
@@ -57,9 +85,18 @@ class Sink(ABC):
         """Where the output is, shown at the end of a run; two sinks of a job can't have the same one."""
         return None
 
+    def for_subtask(self: S, subtask: int) -> S:
+        """An instance of a subtask's own, not open, of the sink that the job was built with.
+
+        It is a shallow copy, so what an instance changes it makes in `open`.
+        """
+        return copy.copy(self)
+
     @abstractmethod
     def open(self, context: SinkContext) -> None:
         """Commit the restored transactions and undo what later ones have left.
+
+        Other subtasks open at the same time. From here on, no older attempt makes anything visible.
 
         Raises
         ------
@@ -69,6 +106,8 @@ class Sink(ABC):
             A transaction's data is gone.
         UnavailableError
             The place can't be written.
+        FencedError
+            A newer attempt has opened its sinks.
         """
 
     @abstractmethod
@@ -76,7 +115,7 @@ class Sink(ABC):
         """Take events. Raises UsageError when one can't be encoded, UnavailableError when the place can't be written."""
 
     def prepare(self) -> Transaction | None:
-        """Make what was written durable; returns None when nothing was. Raises UnavailableError."""
+        """Make what was written durable; returns None when nothing was. Raises UnavailableError, FencedError."""
         return None
 
     def snapshot(self) -> Any:
@@ -91,7 +130,9 @@ class Sink(ABC):
         CorruptionError
             Its data is gone.
         UnavailableError
-            The place can't be written.
+            The place can't be written, or does not say whether it was.
+        FencedError
+            A newer attempt has opened its sinks.
         """
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from statestore.errors import UsageError
@@ -13,23 +14,24 @@ from statestore_runtime.sinks.base import Sink, SinkContext
 class CollectSink(Sink):
     """Keeps events in a list: for tests and notebooks.
 
-    `results` holds those of completed checkpoints, each exactly once, as long as the job is restarted with the same object.
+    `results` holds those of completed checkpoints, each exactly once, as long as the job runs in this process and is restarted with the
+    same object. All subtasks share it: those of one checkpoint come subtask by subtask.
     """
 
     def __init__(self) -> None:
         self.results: list[Any] = []
+        self._shared = _Collected(self.results)
         self._written: list[Any] = []
-        self._prepared: dict[tuple[int, int], list[Any]] = {}
-        self._attempt = self._count = 0
+        self._context = SinkContext("", 0)
+        self._count = 0
 
     def open(self, context: SinkContext) -> None:
         """Go back to what the restored checkpoint knows of."""
+        self._context, self._written, self._count = context, [], 0
+        if context.is_first:
+            self._shared.keep({} if context.fresh else context.snapshots)
         for transaction in context.transactions:
             self.commit(transaction)
-        del self.results[0 if context.fresh else context.snapshot :]
-        self._prepared.clear()
-        self._written = []
-        self._attempt, self._count = context.attempt, 0
 
     def write(self, batch: list[Any]) -> None:
         """Keep the events, not visible yet."""
@@ -40,17 +42,58 @@ class CollectSink(Sink):
         if not self._written:
             return None
         self._count += 1
-        self._prepared[self._attempt, self._count] = self._written
+        part = self._context.attempt, self._context.subtask, self._count
+        self._shared.prepared[part] = self._written
         self._written = []
-        return [self._attempt, self._count]
+        return list(part)
 
-    def snapshot(self) -> int:
-        """Number of results when all that is prepared is committed."""
-        return len(self.results) + sum(map(len, self._prepared.values()))
+    def snapshot(self) -> list[int]:
+        """The attempt, and how many transactions it has had."""
+        return [self._context.attempt, self._count]
 
     def commit(self, transaction: Any) -> None:
         """Add the events to `results`. What another process collected stays unknown."""
-        self.results += self._prepared.pop(tuple(transaction), [])
+        self._shared.commit(tuple(transaction))
+
+
+_collecting = threading.Lock()  # not in the object, which can be copied and pickled so
+
+
+class _Collected:
+    """What the subtasks of a CollectSink have in common: parts by attempt, subtask and number."""
+
+    def __init__(self, results: list[Any]):
+        self._results = results
+        self.prepared: dict[tuple[int, ...], list[Any]] = {}
+        self._lengths: dict[tuple[int, ...], int] = {}
+
+    def commit(self, part: tuple[int, ...]) -> None:
+        """Show a part, once."""
+        with _collecting:
+            events = self.prepared.pop(part, None)
+            if events is not None:
+                self._results += events
+                self._lengths[part] = len(events)
+
+    def keep(self, snapshots: Mapping[int, Any]) -> None:
+        """Forget all parts that a checkpoint does not know."""
+        with _collecting:
+            begin = 0
+            for part, length in list(self._lengths.items()):
+                if _is_known(part, snapshots):
+                    begin += length
+                else:
+                    del self._results[begin : begin + length], self._lengths[part]
+            for part in [part for part in self.prepared if not _is_known(part, snapshots)]:
+                del self.prepared[part]
+
+
+def _is_known(part: tuple[int, ...], snapshots: Mapping[int, Any]) -> bool:
+    attempt, subtask, number = part
+    newest = max((snapshot[0] for snapshot in snapshots.values()), default=0)
+    if attempt != newest:
+        return attempt < newest
+    return subtask in snapshots and number <= snapshots[subtask][1]
 
 
 class CallableSink(Sink):

@@ -1,0 +1,236 @@
+"""Files as splits: which there are, and what each holds."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from statestore.errors import ConfigError, UnavailableError, UsageError
+from statestore_runtime.sources.base import (
+    DEFAULT_BATCH_SIZE,
+    OnError,
+    Source,
+    SourceContext,
+    SplitReader,
+    Unit,
+    checked_batch_size,
+)
+from statestore_runtime.sources.files.compression import COMPRESSIONS, compression_of, unpacked, zip_member
+from statestore_runtime.sources.files.conversion import ColumnConverter, RowConverter
+from statestore_runtime.sources.files.csv_lines import CsvReader
+from statestore_runtime.sources.files.reader import FileReader
+from statestore_runtime.sources.files.records import JsonLinesReader, RecordReader
+
+Format = Literal["jsonl", "csv", "parquet", "arrow"]
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+}
+_COLUMNAR = ("parquet", "arrow")
+
+PathLike = str | os.PathLike[str]
+
+
+class FileSource(Source):
+    """Records of files. Each file is a split; a worker reads its files in the order of their names (those of a list: in its order).
+
+    A position is exact to the record, also in compressed files, which are read again from their beginning on restore. New files that
+    have appeared since are read as well; files that were finished may be gone.
+
+    Parameters
+    ----------
+    path
+        A file, a glob pattern (`**` for folders at any depth), or a list of files.
+    type
+        What a record is decoded into: for JSON lines any type msgspec knows; for CSV a msgspec.Struct or a dataclass, whose fields name the
+        columns that are read; for Parquet and Arrow one of these, or a type of dicts. Without it a record is what JSON gives, a dict of
+        text, or a dict of what Arrow gives.
+    format
+        "jsonl", "csv", "parquet" or "arrow"; by default as the file's name ends (.jsonl, .ndjson, .json, .csv, before a .gz, .zst or
+        .zip; .parquet; .arrow, .arrows, .feather).
+    batch_size
+        Records that are processed between two looks at the clock.
+    null_values
+        Texts in a CSV file that mean None, for fields that admit None.
+    on_error
+        What happens to a record that can't be read: "fail", "skip" (it is counted), or "dead-letter" (it is written to a file of its own,
+        exactly once). Default: `source.on-error` of the configuration.
+    follow
+        Files of JSON lines or CSV never end: what is appended to them is read, each line when its newline is there. A file must only grow.
+    discovery_interval
+        Seconds between looks for new files that match a glob pattern; the source does not end then. A file must be complete when it
+        appears under its name (move it there), unless it is followed.
+    rate_limit
+        Events per second and worker.
+
+    Raises
+    ------
+    UsageError, ConfigError
+        An argument can't be served.
+    """
+
+    def __init__(
+        self,
+        path: PathLike | Sequence[PathLike],
+        *,
+        type: Any = None,
+        format: Format | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        null_values: Sequence[str] = ("",),
+        on_error: OnError | None = None,
+        follow: bool = False,
+        discovery_interval: float | None = None,
+        rate_limit: float | None = None,
+    ):
+        if format is not None and format not in get_args(Format):
+            raise ConfigError(
+                f"format is '{format}'", key="source.format", hint=f"known: {', '.join(get_args(Format))}"
+            )
+        self._path, self._type, self._format = path, type, format
+        self._batch_size, self._nulls = checked_batch_size(batch_size), tuple(null_values)
+        self._is_followed = follow
+        self._set_options(on_error, rate_limit, discovery_interval)
+        self.resumes_finished = False  # a file that was read to its end may be gone
+        self.is_concurrent = follow  # the first file would keep the others waiting for ever
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        if isinstance(self._path, str | os.PathLike):
+            return os.fspath(self._path)
+        return ", ".join(os.fspath(path) for path in self._path)
+
+    def discover(self, known: Collection[str]) -> list[str]:
+        """The files that are there and not known.
+
+        Raises
+        ------
+        ConfigError
+            A file is not there, no file is, or a name does not tell a format that can be read.
+        UsageError
+            A file is named twice.
+        """
+        files = self._find()
+        if not files and not known and self.discovery_interval is None:
+            raise ConfigError(f"no file matches {self.name}", key="source", hint=f"the current folder is {Path.cwd()}")
+        found = [file for file in files if file not in known]
+        for file in found:
+            self._check(file)
+        return found
+
+    def _find(self) -> list[str]:
+        if not isinstance(self._path, str | os.PathLike):
+            files = [os.fspath(path) for path in self._path]
+            if len(set(files)) != len(files):
+                raise UsageError("a file is named twice in the source's list")
+            return files
+        pattern = os.fspath(self._path)
+        if glob.has_magic(pattern) and not Path(pattern).exists():
+            return sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())  # noqa: PTH207
+        return [pattern]
+
+    def _check(self, file: str) -> None:
+        if not Path(file).is_file():
+            problem = f"{file} is a folder" if Path(file).is_dir() else f"there is no file {file}"
+            raise ConfigError(problem, key="source", hint=f"the current folder is {Path.cwd()}")
+        format = self._format_of(file)
+        if self._is_followed and (format in _COLUMNAR or compression_of(file)):
+            raise ConfigError(f"{file} can't be followed", key="source", hint="plain JSON lines and CSV can")
+        if format in _COLUMNAR and compression_of(file):
+            hint = "unpack it: these formats compress their data themselves"
+            raise ConfigError(f"{file} is a compressed file of format {format}", key="source", hint=hint)
+
+    def _format_of(self, file: str) -> Format:
+        if self._format is not None:
+            return self._format
+        suffixes = [suffix.lower() for suffix in Path(file).suffixes]
+        if suffixes and suffixes[-1] in COMPRESSIONS:
+            compression = suffixes.pop()
+            if compression == ".zip" and (not suffixes or suffixes[-1] not in _FORMATS):
+                suffixes = [Path(zip_member(file, lambda name: _format_named(name) is not None)).suffix.lower()]
+        if not suffixes or suffixes[-1] not in _FORMATS:
+            known = ", ".join(f"'{format}'" for format in get_args(Format))
+            raise ConfigError(
+                f"the name of {file} does not tell its format",
+                key="source.format",
+                hint=f"give format=, one of {known}",
+            )
+        return _FORMATS[suffixes[-1]]
+
+    def read(self, split: str, position: Any | None, context: SourceContext) -> SplitReader:
+        """Open a file.
+
+        Raises
+        ------
+        UsageError
+            The file has been replaced, shortened or removed since the checkpoint.
+        ConfigError
+            A column is missing, or pyarrow is not installed.
+        UnavailableError, CorruptionError
+            The file can't be opened, or is damaged.
+        """
+        if position is not None and not Path(split).is_file():
+            unit = "line" if "line" in position else "row"
+            raise UsageError(
+                f"{split}, in which the checkpoint stands at {unit} {position[unit]}, is not there any more: "
+                "put it back, or start over with --restore none"
+            )
+        if not Path(split).is_file():
+            raise UnavailableError("source", split, "it is not there any more")
+        format = self._format_of(split)
+        return FileReader(
+            split,
+            functools.partial(self._make_reader, split, format, context),
+            position,
+            batch_size=self._batch_size,
+            may_grow=format not in _COLUMNAR and compression_of(split) is None,
+            is_fixed=format in _COLUMNAR,
+            is_followed=self._is_followed,
+        )
+
+    def _make_reader(self, file: str, format: Format, context: SourceContext, raw: io.FileIO) -> RecordReader:
+        unit: Unit = "row" if format in _COLUMNAR else "line"
+
+        def bad(number: int, text: str, problem: str) -> None:
+            context.bad_record(file, unit, number, text, problem)
+
+        if format in _COLUMNAR:
+            from statestore_runtime.sources.files.columnar import ArrowReader, ParquetReader  # few jobs need them
+
+            kind = ParquetReader if format == "parquet" else ArrowReader
+            return kind(raw, bad, self._column_converter, file)
+        stream = unpacked(raw, file, lambda name: _format_named(name) == format)
+        can_seek, is_growing = compression_of(file) is None, self._is_followed
+        if format == "csv":
+            return CsvReader(stream, bad, self._row_converter, file, can_seek=can_seek, is_growing=is_growing)
+        return JsonLinesReader(stream, bad, self._decoder, can_seek=can_seek, is_growing=is_growing)
+
+    @functools.cached_property
+    def _row_converter(self) -> RowConverter:
+        return RowConverter(self._type, self._nulls)
+
+    @functools.cached_property
+    def _column_converter(self) -> ColumnConverter:
+        return ColumnConverter(self._type)
+
+    @functools.cached_property
+    def _decoder(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(Any if self._type is None else self._type)
+
+
+def _format_named(name: str) -> Format | None:
+    return _FORMATS.get(Path(name).suffix.lower())

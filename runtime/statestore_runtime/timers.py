@@ -1,0 +1,139 @@
+"""Timers and side outputs of the functions of a job.
+
+Times are Unix times in milliseconds, as everywhere in a job; the state keeps seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from statestore.errors import UsageError
+from statestore.keyed import KeyedState
+from statestore.timers import Timers
+from statestore.ttl import TimeDomain
+
+EVENT_TIMERS = "event-time-timers"
+PROCESSING_TIMERS = "processing-time-timers"
+
+
+class TimerService:
+    """Sets timers for the current key; the same time of the same domain counts once.
+
+    An event-time timer is due when the watermark has come to its time, a processing-time timer when the machine's clock has. One that is
+    past is due with the next watermark, or the next look at the clock. Timers are state: they survive crashes and move with their key.
+
+    Attributes
+    ----------
+    current_watermark : int or None
+        How far event time has come; None while that is not known.
+    """
+
+    def __init__(self) -> None:
+        self.current_watermark: int | None = None
+        self._scope: KeyedState
+        self._event: Timers | None = None
+        self._processing: Timers | None = None
+        self._set_at_end: dict[tuple[Any, int], None] | None = None
+
+    def register(self, scope: KeyedState, *domains: TimeDomain) -> None:
+        """Keep timers in a scope; called once by the operator, where timers are used at all."""
+        self._scope = scope
+        if "event-time" in domains:
+            self._event = scope.timers(EVENT_TIMERS, time="event-time")
+        if "processing-time" in domains:
+            self._processing = scope.timers(PROCESSING_TIMERS)
+
+    # What functions call
+
+    @property
+    def current_processing_time(self) -> int:
+        """The machine's clock. It never goes back, not even over a restart."""
+        now = self._known(self._processing) and self._scope.now_ms("processing-time")
+        assert isinstance(now, int)
+        return now
+
+    def register_event_time_timer(self, time: int) -> None:
+        """Call `on_timer` for the current key when event time has come to `time`. Raises UsageError when there is no `on_timer`."""
+        timers = self._known(self._event)
+        if self._set_at_end is None:
+            timers.register(time / 1000)
+        else:
+            self._set_at_end[self._scope.key, time] = None
+
+    def register_processing_time_timer(self, time: int) -> None:
+        """Call `on_timer` for the current key when the machine's clock has come to `time`. Raises UsageError as above."""
+        self._known(self._processing).register(time / 1000)
+
+    def delete_event_time_timer(self, time: int) -> None:
+        """Forget the current key's timer for this event time, if there is one."""
+        self._known(self._event).delete(time / 1000)
+        if self._set_at_end is not None:
+            self._set_at_end.pop((self._scope.key, time), None)
+
+    def delete_processing_time_timer(self, time: int) -> None:
+        """Forget the current key's timer for this processing time, if there is one."""
+        self._known(self._processing).delete(time / 1000)
+
+    @staticmethod
+    def _known(timers: Timers | None) -> Timers:
+        if timers is None:
+            raise UsageError("a function that sets timers needs a method on_timer(timestamp, ctx)")
+        return timers
+
+    # What operators call
+
+    def due_in_event_time(self, until: int, *, is_end: bool = False) -> Iterator[tuple[int, Any]]:
+        """Take out the timers up to a time, earliest first, each with its key, which becomes the current one.
+
+        What is set meanwhile is taken too if it is due. At the end of all input everything is due, so there it stays set, or a function
+        that sets the next timer with each would never come to an end.
+        """
+        if self._event is None:
+            return
+        if is_end:
+            self._set_at_end = {}
+        for seconds, key in self._event.due(until / 1000):
+            yield round(seconds * 1000), key
+        if self._set_at_end is not None:
+            kept, self._set_at_end = self._set_at_end, None
+            for self._scope.key, time in kept:
+                self._event.register(time / 1000)
+
+    @property
+    def has_processing_time(self) -> bool:
+        """Whether there ever was a timer by the machine's clock."""
+        return self._processing is not None
+
+    def due_in_processing_time(self, now: int) -> Iterator[tuple[int, Any]]:
+        """The same by the machine's clock."""
+        assert self._processing is not None, "there is one"
+        for seconds, key in self._processing.due(now / 1000):
+            yield round(seconds * 1000), key
+
+
+class SideOutputs:
+    """What functions have sent to side outputs since it was last taken."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[list[Any], list[int | None]]] = {}
+
+    def add(self, tag: str, value: Any, time: int | None) -> None:
+        """Keep a value."""
+        made = self._made.get(tag)
+        if made is None:
+            if not isinstance(tag, str):
+                raise UsageError(f"the tag of a side output is text, not {tag!r}")
+            made = self._made[tag] = ([], [])
+        made[0].append(value)
+        made[1].append(time)
+
+    def take(self) -> list[tuple[str, list[Any], list[int] | None]]:
+        """Tag, values and times of each side output; the times are None unless all values have one."""
+        if not self._made:
+            return []
+        made, self._made = self._made, {}
+        return [
+            (tag, values, None if None in times else times)  # type: ignore[misc]
+            for tag, (values, times) in made.items()
+        ]
