@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
@@ -84,10 +85,12 @@ def test_a_failing_function(folder):
     (folder / "fails.py").write_text(JOB.replace("n % 2", "n % (n - 7)"))
     line = check(statestore("run", "fails.py", cwd=folder), 10, "key-by-1", "ZeroDivisionError", "fails.py:4")
     assert line.endswith("(after 1 restart)"), "it is tried once more, to keep what came before"
+    written = [line for part in folder.glob("out/part-*") for line in part.read_text().splitlines()]
+    assert written == ["0", "1", "2", "3", "4", "8", "6"], "the sums of what came before 7, by the remainder of n - 7"
+    shutil.rmtree(folder / "out")
     debug = statestore("run", "fails.py", "--restore", "none", "--debug", cwd=folder)
     assert "Traceback" in debug.err
     assert "lambda n" in debug.err
-    assert not list(folder.glob("out/part-*"))
 
 
 def test_unreachable_redis(folder):

@@ -37,7 +37,7 @@ INTERVAL = 100.0
 
 
 class Clock:
-    """Goes on only when a story does, or when the executor waits for something to come."""
+    """Goes on only when a story does, or when the run waits for something to come."""
 
     def __init__(self):
         self.now = 0.0

@@ -264,20 +264,20 @@ def test_a_job_file_that_is_no_good(runs, text, message, exit_code):
 
 
 class Clock:
-    """The supervisor's time, which goes on as a test wants it to."""
+    """The JobManager's time, which goes on as a test wants it to."""
 
     def __init__(self, step):
         self.step, self.now = step, 0.0
 
     def time(self):
-        raise AssertionError("the supervisor only measures")
+        raise AssertionError("the JobManager only measures")
 
     def monotonic(self):
         self.now += self.step()
         return self.now
 
     def sleep(self, seconds):
-        raise AssertionError("the supervisor waits for messages")
+        raise AssertionError("the JobManager waits for messages")
 
 
 def test_a_silent_worker_is_killed_and_replaced(runs):
