@@ -52,9 +52,9 @@ def logged(store, change):
     """Bytes that a change adds to the log, and the entries it writes."""
     before, append, entries = store.metrics.wal_bytes, store._log.append, []
 
-    def watched(batch, epoch, commit):
+    def watched(batch, epoch, commit, meanwhile):
         entries.extend(batch)
-        return append(batch, epoch, commit)
+        return append(batch, epoch, commit, meanwhile)
 
     change()
     store._log.append = watched
