@@ -7,7 +7,8 @@ A source names its splits: files, partitions of a topic, streams. The runtime gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -98,9 +99,21 @@ class SourceContext:
         self._on_error, self._dead_letter = on_error, dead_letter
         self.bad_records = bad_records
         self.clock: Clock = clock or SystemClock()
+        self._is_replaying = False
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Pass over bad records in silence within a `with` block: they are read again, and have been dealt with."""
+        self._is_replaying = True
+        try:
+            yield
+        finally:
+            self._is_replaying = False
 
     def bad_record(self, source: str, unit: Unit, number: int | str, text: str, problem: str) -> None:
         """Deal with a record that can't be read. Raises BadRecordError when the policy is "fail"."""
+        if self._is_replaying:
+            return
         if self._on_error == "fail":
             raise BadRecordError(source, unit, number, problem, text)
         self.bad_records += 1

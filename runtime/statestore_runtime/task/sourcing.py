@@ -179,7 +179,8 @@ class SourceInput:
         split = _Split(name, reader, self._times.add_input(), generator)
         self._splits.append(split)
         if position is not None and position["skip"]:
-            self._skip(split, at, position["skip"])
+            with self.context.replaying():
+                self._skip(split, at, position["skip"])
 
     def _skip(self, split: _Split, position: Any, count: int) -> None:
         """Pass over the events behind a position that have been processed already."""
