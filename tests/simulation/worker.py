@@ -9,7 +9,7 @@ from statestore.checkpoint.manifest import Manifest
 from statestore.errors import FencedError, StateStoreError, UsageError
 from statestore.ttl import Times
 from statestore.types import Attempt, CheckpointId
-from statestore_runtime.jobmanager.manager import failed_of
+from statestore_runtime.jobmanager.failures import failed_of
 from statestore_runtime.jobmanager.splits import restored_share
 from statestore_runtime.messages import Finished, Progress, Restoring
 from statestore_runtime.protocol import (

@@ -52,7 +52,7 @@ def run(
     except StateStoreError as error:
         if json:
             from statestore_runtime.deployment.runner import JobFailedError
-            from statestore_runtime.jobmanager.manager import failed_of
+            from statestore_runtime.jobmanager.failures import failed_of
 
             failure = error.failure if isinstance(error, JobFailedError) else failed_of(error)
             restarts = error.restarts if isinstance(error, JobFailedError) else 0

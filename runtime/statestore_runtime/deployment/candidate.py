@@ -43,7 +43,7 @@ from statestore_runtime.deployment.runner import (
 )
 from statestore_runtime.ha import HighAvailability, RunEnd, RunRecord, open_high_availability
 from statestore_runtime.job import Job
-from statestore_runtime.jobmanager.manager import JobCancelledError
+from statestore_runtime.jobmanager.failures import JobCancelledError
 from statestore_runtime.messages import CheckpointCompleted, Message, Started
 
 logger = logging.getLogger("statestore.ha")

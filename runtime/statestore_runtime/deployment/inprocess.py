@@ -23,7 +23,8 @@ from statestore_runtime.deployment.storing import Storing
 from statestore_runtime.functions import UserCodeError
 from statestore_runtime.job import Job
 from statestore_runtime.jobmanager.events import Event, Reply, Stop, Told
-from statestore_runtime.jobmanager.manager import ENDED, JobCancelledError, JobManager, JobState, failed_of
+from statestore_runtime.jobmanager.failures import JobCancelledError, failed_of
+from statestore_runtime.jobmanager.manager import ENDED, JobManager, JobState
 from statestore_runtime.jobmanager.restart import NoRestart, RestartStrategy, restart_strategy
 from statestore_runtime.listeners import with_listeners
 from statestore_runtime.messages import Finished, Message

@@ -31,7 +31,8 @@ from statestore_runtime.deployment.storing import Storing
 from statestore_runtime.deployment.watching import Watching, event_of
 from statestore_runtime.job import Job
 from statestore_runtime.jobmanager.events import Cancel, Event, Reply, Rescale, Stop, TakeCheckpoint
-from statestore_runtime.jobmanager.manager import ENDED, JobCancelledError, JobManager, JobState
+from statestore_runtime.jobmanager.failures import JobCancelledError
+from statestore_runtime.jobmanager.manager import ENDED, JobManager, JobState
 from statestore_runtime.jobmanager.restart import restart_strategy
 from statestore_runtime.listeners import with_listeners
 from statestore_runtime.messages import CheckpointCompleted, Finished, Message

@@ -43,6 +43,7 @@ from statestore_runtime.jobmanager.events import (
     TakeCheckpoint,
     Told,
 )
+from statestore_runtime.jobmanager.failures import LOST, DeclinedError, failed_of
 from statestore_runtime.jobmanager.heartbeats import HeartbeatMonitor
 from statestore_runtime.jobmanager.restart import RestartStrategy
 from statestore_runtime.jobmanager.splits import SplitAssigner
@@ -88,9 +89,6 @@ RETRY_SECONDS = 1.0
 
 PROGRESS_SECONDS = 0.25
 REMEMBERED_FAILURES = 16
-
-LOST = 11
-"""Exit code of a job whose worker died without a word."""
 
 
 class JobState(Enum):
@@ -191,7 +189,7 @@ class JobManager:
         self._stopping: Stop | None = None
         self._rescaling: Rescale | None = None
         self._requests: list[TakeCheckpoint] = []
-        self._completed = self._failed = 0
+        self._completed = 0
         self._next_progress = 0.0
         self._heartbeat_seconds = 0.0
         self._reset()
@@ -573,7 +571,6 @@ class JobManager:
     def _fail_round(self, error: BaseException) -> None:
         current, self._round = self._round, None
         assert current is not None
-        self._failed += 1
         self._send_all(Abort(checkpoint=current.number, reason=str(error)))
         self._emit(CheckpointFailed(checkpoint=current.number, reason=str(error)))
         for request in current.replies:
@@ -727,33 +724,3 @@ class JobManager:
         known = [worker.progress for worker in self._workers if worker.progress is not None]
         if known:
             self._emit(progress_of(known, self._completed))
-
-
-class JobCancelledError(StateStoreError, RuntimeError):
-    """Somebody cancelled the job: nothing after its last checkpoint counts."""
-
-    exit_code = 12
-
-    def __init__(self) -> None:
-        super().__init__("cancelled before its end; go on with --restore latest")
-
-
-class DeclinedError(StateStoreError, RuntimeError):
-    """A worker could not do its part of a checkpoint; `exit_code` is that of its error."""
-
-    def __init__(self, declined: Declined):
-        self.exit_code = declined.exit_code  # type: ignore[misc]  # this error stands for many kinds
-        super().__init__(declined.reason)
-
-
-def failed_of(error: BaseException) -> Failed:
-    """What a failure is told as."""
-    is_known = isinstance(error, StateStoreError)
-    text = str(error) if is_known else f"internal error: {type(error).__name__}: {error}"
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return Failed(
-        error=" ".join(f"{text}{notes}".split()),
-        exit_code=error.exit_code if isinstance(error, StateStoreError) else 1,
-        is_known=is_known,
-        cause=error,
-    )

@@ -34,7 +34,7 @@ from statestore.progress import RestoreProgress
 from statestore.store import StateStore
 from statestore.types import Attempt
 from statestore_runtime.functions import UserCodeError
-from statestore_runtime.jobmanager.manager import failed_of
+from statestore_runtime.jobmanager.failures import failed_of
 from statestore_runtime.jobmanager.splits import restored_share
 from statestore_runtime.messages import Finished, Progress, Restoring
 from statestore_runtime.operators import KeyedOperator, Operator, SourceOperator, TaskContext
