@@ -97,7 +97,7 @@ class FsspecStorage(Storage):
             self._files.invalidate_cache()
             try:
                 return float(self._files.modified(self._path(name)).timestamp())
-            except NotImplementedError:
+            except NotImplementedError:  # how fsspec says that a file system can't
                 raise unavailable(self.url, OSError("the place does not tell when an object was written")) from None
 
     def list(self, folder: str = "") -> list[str]:

@@ -55,6 +55,7 @@ class ParquetEncoder(FileEncoder):
         try:
             record_batch = self._fitted(self._record_batch(batch))
         except (self._pa.ArrowException, NotImplementedError) as error:
+            # Arrow says the latter of types that it has no column for.
             raise ValueError(f"{error}; FileSink(schema=) says what the columns are") from error
         self._schema = record_batch.schema
         self._batches.append(record_batch)

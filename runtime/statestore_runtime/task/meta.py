@@ -54,3 +54,9 @@ def _merged_sink(sinks: Sequence[Meta]) -> Meta:
         "transactions": [each for sink in sinks for each in sink["transactions"]],
         "snapshots": {subtask: taken for sink in sinks for subtask, taken in sink["snapshots"].items()},
     }
+
+
+def known_splits(meta: Meta, uid: str) -> list[str]:
+    """All splits of a source that a checkpoint knows, finished ones included, in order."""
+    known = meta.get("sources", {}).get(uid)
+    return sorted([*known["splits"], *known["finished"]]) if known is not None else []

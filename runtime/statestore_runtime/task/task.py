@@ -36,7 +36,7 @@ from statestore.types import Attempt
 from statestore_runtime.functions import UserCodeError
 from statestore_runtime.jobmanager.failures import failed_of
 from statestore_runtime.jobmanager.splits import restored_share
-from statestore_runtime.messages import Finished, Progress, Restoring
+from statestore_runtime.messages import Finished, Restoring
 from statestore_runtime.operators import KeyedOperator, Operator, SourceOperator, TaskContext
 from statestore_runtime.operators.exchange import ExchangeOperator
 from statestore_runtime.protocol import (
@@ -63,7 +63,8 @@ from statestore_runtime.protocol import (
 )
 from statestore_runtime.task.careful import Careful, EmitPart
 from statestore_runtime.task.exchange import ExchangeInput, ExchangeOutput
-from statestore_runtime.task.meta import Meta
+from statestore_runtime.task.figures import finished, progress
+from statestore_runtime.task.meta import Meta, known_splits
 from statestore_runtime.task.network import CREDIT, Network
 from statestore_runtime.task.output import Output, close_quietly
 from statestore_runtime.task.sourcing import SourceInput, guarded
@@ -228,7 +229,7 @@ class Task:
                 is_newest=restored is not None and restored.is_newest,
                 events=meta.get("events", 0),
                 recover_seconds=store.metrics.recovery_seconds,
-                splits={uid: _known_splits(meta, uid) for uid in self.sources},
+                splits={uid: known_splits(meta, uid) for uid in self.sources},
             )
         )
 
@@ -255,8 +256,8 @@ class Task:
             known = meta.get("sources", {}).get(uid, {"splits": {}, "finished": {}, "bad_records": 0})
             if self.subtask == 0:
                 source.context.bad_records = known["bad_records"]
-            mine = restored_share(_known_splits(meta, uid), self.subtask, self._deploy.parallelism)
-            self._known_splits[uid].update(_known_splits(meta, uid))
+            mine = restored_share(known_splits(meta, uid), self.subtask, self._deploy.parallelism)
+            self._known_splits[uid].update(known_splits(meta, uid))
             positions = {split: known["splits"][split] for split in mine if split in known["splits"]}
             source.restore(positions, {split: known["finished"][split] for split in mine if split in known["finished"]})
 
@@ -575,50 +576,19 @@ class Task:
         if hydration is not None:
             self._tell_restoring(hydration)
         self._next_progress = now + PROGRESS_SECONDS
-        metrics = self._store.metrics
-        self._tell(
-            Working(
-                progress=Progress(
-                    events=self._events,
-                    seconds=now - self._begun,
-                    checkpoints=0,
-                    state_bytes=metrics.state_bytes,
-                    wal_disk_bytes=metrics.wal_disk_bytes,
-                    wal_age_seconds=metrics.wal_age_seconds,
-                )
-            )
-        )
+        self._tell(Working(progress=progress(self._store.metrics, self._events, now - self._begun)))
 
     def _finished(self) -> Finished:
-        metrics, clock = self._store.metrics, self._clock
-        before, persisted_before = clock.monotonic(), metrics.persistence_seconds
-        keys = self._store.count_keys()
-        # Applying what waits is work of the job; counting is not.
-        counting = clock.monotonic() - before - (metrics.persistence_seconds - persisted_before)
-        total = max(clock.monotonic() - self._begun - counting, 1e-9)
-        spent = {
-            "wal": metrics.wal_seconds,
-            "persistence": metrics.persistence_seconds,
-            "checkpoint": metrics.checkpoint_seconds,
-            "heartbeat": 0.0,
-            "recovery": metrics.recovery_seconds,
-        }
-        return Finished(
+        return finished(
+            self._store,
+            self._clock,
             job=self._job,
+            begun=self._begun,
             events=self._events,
             events_this_run=self._events - self._events_before,
             bad_records=sum(source.context.bad_records for source in self.sources.values()),
-            keys=keys,
-            seconds=total,
-            checkpoints=0,
-            last_checkpoint=None,
-            state_bytes=metrics.state_bytes,
-            uploaded_bytes=metrics.uploaded_bytes,
-            wal_disk_bytes=metrics.wal_disk_bytes,
-            wal_age_seconds=metrics.wal_age_seconds,
-            outputs=list(self._output.places()),
-            shares={activity: seconds / total for activity, seconds in spent.items()},
             skipped_events=self._skipped,
+            outputs=list(self._output.places()),
         )
 
     # The end
@@ -646,11 +616,6 @@ class _ReproducedError(Exception):
 
 def _at_once(count: int, emit: EmitPart, event_at: Callable[[int], Any]) -> None:
     emit(0, count)
-
-
-def _known_splits(meta: Meta, uid: str) -> list[str]:
-    known = meta.get("sources", {}).get(uid)
-    return sorted([*known["splits"], *known["finished"]]) if known is not None else []
 
 
 def _in_thread(function: Callable[[], Manifest]) -> Future[Manifest]:
