@@ -33,7 +33,9 @@ from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed, P
 from statestore_runtime.sources import FixedSplitsSource, SplitReader
 from tests.conftest import BACKENDS
 
-INTERVAL = 100.0
+INTERVAL = 100_000.0
+TIMEOUT = 50_000.0
+"""Seconds of the clock: so many that no wait for another thread, each of which moves the clock, comes near them."""
 
 
 class Clock:
@@ -161,7 +163,7 @@ class Stage:
         self.started = []
 
     def configured(self, *settings):
-        overrides = [f"checkpointing.interval={INTERVAL:g}s", "checkpointing.timeout=50s"]
+        overrides = [f"checkpointing.interval={INTERVAL:g}s", f"checkpointing.timeout={TIMEOUT:g}s"]
         return load_config(overrides=[*self.places.overrides(self.backend), *overrides, *settings])
 
     def play(self, elements, *, restore=None, run="", if_exists="replace"):
@@ -581,7 +583,7 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     def wait_until_it_is_overdue():
         if not stuck.is_set():
             return False
-        stage.clock.now += 50
+        stage.clock.now += TIMEOUT
         return True
 
     story = [1, CHECKPOINT, 2, CHECKPOINT, 3, CHECKPOINT, 4]
@@ -592,8 +594,8 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     threads = threading.active_count()
     finished = stage.play(story)
     assert [failure.reason for failure in stage.told(CheckpointFailed)] == [
-        f"checkpoint unavailable at {stage.checkpoints}: it took longer than checkpointing.timeout (50 s): worker 0 has "
-        "not acknowledged it"
+        f"checkpoint unavailable at {stage.checkpoints}: it took longer than checkpointing.timeout ({TIMEOUT:g} s): "
+        "worker 0 has not acknowledged it"
     ]
     stage.check([1, 2, 3, 4])
     assert finished.last_checkpoint == len(stage.told(CheckpointCompleted)) == 4
@@ -623,7 +625,7 @@ def test_a_checkpoint_that_is_being_completed_is_not_given_up(stage, monkeypatch
     def wait_until_it_is_overdue():
         if not stuck.is_set():
             return False
-        pass_time(50)
+        pass_time(TIMEOUT)
         return True
 
     def go_on():
@@ -657,7 +659,7 @@ def test_a_manifest_that_is_written_for_ever_ends_the_run(stage, monkeypatch):
     def wait_until_it_is_stuck():
         if not stuck.is_set():
             return False
-        pass_time(100)
+        pass_time(2 * TIMEOUT)
         return True
 
     story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_stuck), 2, 3]
@@ -747,7 +749,7 @@ def test_more_uncommitted_state_than_memory_brings_a_checkpoint(memory_stage):
 def test_the_final_checkpoint_keeps_the_pause(memory_stage):
     stage = memory_stage("checkpointing.min-pause=30s")
     stage.play([1, CHECKPOINT, 2])
-    assert INTERVAL + 30 <= stage.clock.now < INTERVAL + 31
+    assert INTERVAL + 30 <= stage.clock.now < 2 * INTERVAL
     stage.check([1, 2])
 
 
