@@ -36,6 +36,8 @@ from tests.conftest import BACKENDS
 INTERVAL = 100_000.0
 TIMEOUT = 50_000.0
 """Seconds of the clock: so many that no wait for another thread, each of which moves the clock, comes near them."""
+OVERDUE = TIMEOUT + 1
+"""A sum of times is rounded."""
 
 
 class Clock:
@@ -583,7 +585,7 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     def wait_until_it_is_overdue():
         if not stuck.is_set():
             return False
-        stage.clock.now += TIMEOUT
+        stage.clock.now += OVERDUE
         return True
 
     story = [1, CHECKPOINT, 2, CHECKPOINT, 3, CHECKPOINT, 4]
@@ -625,7 +627,7 @@ def test_a_checkpoint_that_is_being_completed_is_not_given_up(stage, monkeypatch
     def wait_until_it_is_overdue():
         if not stuck.is_set():
             return False
-        pass_time(TIMEOUT)
+        pass_time(OVERDUE)
         return True
 
     def go_on():
@@ -659,7 +661,7 @@ def test_a_manifest_that_is_written_for_ever_ends_the_run(stage, monkeypatch):
     def wait_until_it_is_stuck():
         if not stuck.is_set():
             return False
-        pass_time(2 * TIMEOUT)
+        pass_time(2 * OVERDUE)
         return True
 
     story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_stuck), 2, 3]
