@@ -28,13 +28,20 @@ MISSING = object()
 class EpochBatch:
     """Encoded entries of an epoch or of several; `None` deletes."""
 
-    __slots__ = ("collections", "entries", "epoch")
+    __slots__ = ("collections", "entries", "epoch", "value_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[bytes, bytes | None] = {}
         self.collections: dict[bytes, set[bytes]] = {}
         """Entry keys by the prefix of the map they belong to, so that a map can be read without searching the whole batch."""
+        self.value_bytes = 0
+        """Of the encoded values, as far as those who put them have added them up."""
         self.epoch = Epoch(0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much it takes."""
+        return self.value_bytes + ENTRY_OVERHEAD_BYTES * len(self.entries)
 
     def put(self, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry."""
@@ -62,6 +69,7 @@ class EpochBatch:
         self.entries.update(later.entries)
         for prefix, entry_keys in later.collections.items():
             self.collections.setdefault(prefix, set()).update(entry_keys)
+        self.value_bytes += later.value_bytes
         self.epoch = later.epoch
 
 
@@ -72,7 +80,7 @@ class Pending:
         self._lock = threading.Lock()
         self.draft: EpochBatch | None = None
         """What is encoded of the epoch that is not committed yet: the newest layer of all."""
-        self._waiting: deque[tuple[EpochBatch, int]] = deque()
+        self._waiting: deque[EpochBatch] = deque()
         self._ready: list[EpochBatch] = []
         self._ready_bytes = 0
         self._applying: list[EpochBatch] = []
@@ -82,17 +90,17 @@ class Pending:
         """Estimated memory of what could be applied now."""
         return self._ready_bytes
 
-    def add(self, batch: EpochBatch, epoch: Epoch, size: int) -> None:
-        """Take over the batch of a committed epoch, `size` bytes in the log; if that was the draft, there is none any more."""
-        batch.epoch, self.draft = epoch, None
-        self._waiting.append((batch, size + ENTRY_OVERHEAD_BYTES * len(batch.entries)))
+    def add(self, batch: EpochBatch) -> None:
+        """Take over the batch of an epoch; if that was the draft, there is none any more."""
+        self.draft = None
+        self._waiting.append(batch)
 
     def complete(self, epoch: Epoch) -> None:
         """The epochs up to `epoch` can't be rolled back any more."""
         with self._lock:
-            while self._waiting and self._waiting[0][0].epoch <= epoch:
-                batch, size = self._waiting.popleft()
-                self._ready_bytes += size
+            while self._waiting and self._waiting[0].epoch <= epoch:
+                batch = self._waiting.popleft()
+                self._ready_bytes += batch.memory_bytes
                 self._ready.append(batch)
 
     def take(self) -> EpochBatch | None:
@@ -115,11 +123,7 @@ class Pending:
         with self._lock:
             if len(self._ready) > LAYERS_MAX:
                 self._ready = _merged(self._ready)
-            committed = [
-                *(batch for batch, _ in reversed(self._waiting)),
-                *reversed(self._ready),
-                *reversed(self._applying),
-            ]
+            committed = [*reversed(self._waiting), *reversed(self._ready), *reversed(self._applying)]
         return committed if self.draft is None else [self.draft, *committed]
 
     def get_many(self, entry_keys: list[bytes]) -> list[object]:

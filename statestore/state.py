@@ -134,9 +134,10 @@ class State(Generic[T]):
         """Encode all changes since the last commit into `batch`."""
         if self._changed:
             self._flushed_bytes = self._encode_changes(batch)
+            batch.value_bytes += self._flushed_bytes
 
     def flushed(self) -> None:
-        """What was flushed is in the log, in the draft of an epoch, or the store fails: it is clean now."""
+        """What was flushed is on its way to the log, in the draft of an epoch, or the store fails: it is clean now."""
         if self._changed:
             self._shrink()
             self._keep_changed(self._flushed_bytes)

@@ -402,14 +402,7 @@ class StateStore(StateFactory):
         ClosedError
             The store is closed, or a commit failed before.
         """
-        self._check_open()
-        self._raise_background_failure()
-        try:
-            with self.metrics.time("wal"):
-                self._log_epoch(self._meta if meta is None else meta)
-        except BaseException as error:
-            self._failure = error
-            raise
+        self._end_epoch(meta, is_deferred=False)
         crashpoints.reach("commit.logged")
         if self._auto_complete:
             self._complete(self._epoch)
@@ -462,7 +455,18 @@ class StateStore(StateFactory):
     def _handles(self) -> list[State[Any] | Timers]:
         return [state for scope in self._scopes for state in scope.states.values()]
 
-    def _log_epoch(self, meta: dict[str, Any]) -> None:
+    def _end_epoch(self, meta: dict[str, Any] | None, *, is_deferred: bool) -> None:
+        self._check_open()
+        self._raise_background_failure()
+        try:
+            with self.metrics.time("wal"):
+                self._log_epoch(self._meta if meta is None else meta, is_deferred=is_deferred)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _log_epoch(self, meta: dict[str, Any], *, is_deferred: bool) -> None:
+        self.metrics.wal_bytes += self._log.settle()
         batch = self._pending.draft or EpochBatch()
         before = len(batch.entries)
         self._remove_expired(batch)  # before the changes: what was touched since stays
@@ -471,21 +475,24 @@ class StateStore(StateFactory):
         for handle in handles:
             handle.flush(batch)
 
-        def while_it_is_written() -> None:
+        def flushed() -> None:
             for handle in handles:
                 handle.flushed()
 
         states = None
         if self._states_changed or self._log.needs_states:
             states = list(self._states.values())
-        epoch = Epoch(self._epoch + 1)
+        batch.epoch = Epoch(self._epoch + 1)
         record = CommitRecord(meta, self._times.times(), states)
-        size = self._log.append(batch.entries, epoch, record, while_it_is_written)
-        self.metrics.wal_bytes += size
-        self._measure_log()
+        if is_deferred:
+            self._log.defer(batch.entries, batch.epoch, record)
+            flushed()
+        else:
+            self.metrics.wal_bytes += self._log.append(batch.entries, batch.epoch, record, flushed)
+            self._measure_log()
         self._sweep.owe(len(batch.entries) - swept)
-        self._epoch, self._meta, self._states_changed = epoch, meta, False
-        self._pending.add(batch, epoch, size)
+        self._epoch, self._meta, self._states_changed = batch.epoch, meta, False
+        self._pending.add(batch)
         self.holds_entries = self.holds_entries or bool(batch.entries)
 
     def _remove_expired(self, batch: EpochBatch) -> None:
@@ -571,7 +578,9 @@ class StateStore(StateFactory):
     def begin_checkpoint(
         self, meta: dict[str, Any] | None = None, *, final: bool = False, base: bool = False
     ) -> PendingCheckpoint:
-        """First part of a checkpoint, which stops processing: commit and seal the log. Raises as `commit` does.
+        """First part of a checkpoint, which stops processing: end the epoch. Raises as `commit` does.
+
+        `finish` logs it first of all, unless there is another commit before; so it is durable when either has returned.
 
         Parameters
         ----------
@@ -580,12 +589,14 @@ class StateStore(StateFactory):
         base
             Whether `finish` makes a new base of all that is complete, of which nothing was stored before.
         """
-        epoch = self.commit(meta)
-        with self.metrics.time("checkpoint"):
+        if base and self._auto_complete:  # a base holds what is complete, and here that is to be everything
+            self.commit(meta)
             self._log.seal()
-            crashpoints.reach("checkpoint.sealed")
+        else:
+            self._end_epoch(meta, is_deferred=True)
+        with self.metrics.time("checkpoint"):
             states = list(self._states.values())
-            return self._chain.begin(epoch, self._meta, self._times.times(), states, final=final, base=base)
+            return self._chain.begin(self._epoch, self._meta, self._times.times(), states, final=final, base=base)
 
     def complete(self, info: CheckpointInfo) -> None:
         """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""
@@ -637,6 +648,8 @@ class StateStore(StateFactory):
             return
         self._closed = True
         try:
+            if self._failure is None:
+                self._log.settle()
             if self._backend.durable and self._failure is None:
                 self._applier.finish()
                 self._trim_log()  # so that the next opening has little to read

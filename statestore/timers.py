@@ -223,7 +223,7 @@ class Timers:
                 batch.put_collection(group.prefix, group.prefix + timer, _STORED if is_set else None)
 
     def flushed(self) -> None:
-        """What was flushed is in the log, or the store fails."""
+        """What was flushed is on its way to the log, or the store fails."""
         for group in self._groups.values():
             group.changes.clear()
 

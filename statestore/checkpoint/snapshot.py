@@ -72,21 +72,20 @@ class CheckpointInfo:
 class PendingCheckpoint:
     """A checkpoint that has been begun. `finish` and `upload` may run in another thread."""
 
-    def __init__(
-        self, chain: SnapshotChain, segments: list[SealedSegment], manifest: Manifest, begun: float, *, base: bool
-    ):
-        self._chain, self._segments, self._manifest, self.begun, self._base = chain, segments, manifest, begun, base
+    def __init__(self, chain: SnapshotChain, manifest: Manifest, uploaded_sequence: int, begun: float, *, base: bool):
+        self._chain, self._manifest, self._uploaded_sequence = chain, manifest, uploaded_sequence
+        self.begun, self._base = begun, base
         self.epoch = manifest.epoch
         self._lock = threading.Lock()
         self._decided = False
 
     def finish(self) -> CheckpointInfo:
-        """Upload what is not in the storage yet, write the manifest.
+        """Log the epoch and seal the log, upload what is not in the storage yet, write the manifest.
 
         Raises
         ------
         UnavailableError
-            The storage does not answer, or the checkpoint was cancelled.
+            The log's storage or that of the checkpoints does not answer, or the checkpoint was cancelled.
         CorruptionError
             A log segment on the local disk is damaged: nothing refers to it.
         FencedError
@@ -95,14 +94,14 @@ class PendingCheckpoint:
         return self._chain.finish(self)
 
     def upload(self) -> Manifest:
-        """Upload what is not in the storage yet; for a checkpoint of several stores, which `complete_parts` completes.
+        """All of `finish` but the manifest; for a checkpoint of several stores, which `complete_parts` completes.
 
         Raises
         ------
         UnavailableError, CorruptionError
             As `finish`.
         """
-        return self._chain.upload(self._segments, self._manifest, base=self._base)
+        return self._chain.upload(self._manifest, self._uploaded_sequence, base=self._base)
 
     def cancel(self) -> bool:
         """Prevent completion; False when it is too late."""
@@ -182,16 +181,14 @@ class SnapshotChain:
     ) -> PendingCheckpoint:
         """Fix what the checkpoint at `epoch` will consist of; with `base`, of a new base and what may come behind it."""
         self._adopt()
-        segments = [segment for segment in self._log.sealed if segment.sequence > self._uploaded_sequence]
-        last = self._log.sealed[-1]
         part = Part(
             first_key_group=self._key_groups.start,
             last_key_group=self._key_groups.stop - 1,
             epoch=epoch,
             base=self._base,
             deltas=self._deltas,
-            log_sequence=last.sequence,
-            log_sha256=last.sha256,
+            log_sequence=0,  # these two are known when it is logged
+            log_sha256="",
             uploaded_bytes=self._adopted_bytes,
         )
         manifest = Manifest(
@@ -208,7 +205,7 @@ class SnapshotChain:
             times=times,
             claimed=self.collector.claimed,
         )
-        return PendingCheckpoint(self, segments, manifest, self._clock.monotonic(), base=base)
+        return PendingCheckpoint(self, manifest, self._uploaded_sequence, self._clock.monotonic(), base=base)
 
     def _adopt(self) -> None:
         """Build on what was made in the background."""
@@ -217,10 +214,16 @@ class SnapshotChain:
             self._base, self._deltas = made.applied_to(self._base, self._deltas)
             self._adopted_bytes += made.uploaded
 
-    def upload(self, segments: list[SealedSegment], manifest: Manifest, *, base: bool) -> Manifest:
-        """See `PendingCheckpoint.upload`."""
+    def upload(self, manifest: Manifest, uploaded_sequence: int, *, base: bool) -> Manifest:
+        """See `PendingCheckpoint.upload`. What is not in the storage are the log's segments behind `uploaded_sequence`."""
+        with self._metrics.time("wal"):
+            self._metrics.wal_bytes += self._log.settle()
+        crashpoints.reach("commit.logged")
+        crashpoints.reach("checkpoint.sealed")
         with self._metrics.time("checkpoint"):
             (part,) = manifest.parts
+            segments = self._sealed(uploaded_sequence, part.epoch)
+            part = replace(part, log_sequence=segments[-1].sequence, log_sha256=segments[-1].sha256)
             first = (part.deltas or segments)[0].first_epoch
             # The log's beginning is gone, or files that were there at the opening are: only a base can stand for them.
             if base or first > part.base_epoch + 1 or self._has_lost(manifest):
@@ -232,6 +235,14 @@ class SnapshotChain:
             uploaded = part.uploaded_bytes + sum(delta.size for delta in new)
             part = replace(part, deltas=[*part.deltas, *new], uploaded_bytes=uploaded)
             return replace(manifest, parts=[part])
+
+    def _sealed(self, after: int, epoch: Epoch) -> list[SealedSegment]:
+        """The log's segments behind number `after` and up to `epoch`."""
+        segments = [segment for segment in tuple(self._log.sealed) if segment.sequence > after]
+        segments = [segment for segment in segments if segment.last_epoch <= epoch]
+        if not segments or segments[-1].last_epoch != epoch:
+            raise UnavailableError("checkpoint", self._checkpoints.url, "it was given up, and its log has been dropped")
+        return segments
 
     def _with_new_base(self, part: Part) -> Part:
         made = self._renewal.base_now(part.base)

@@ -2,14 +2,16 @@
 
 Invariants:
 - segments are named by sequence number and chained by hash; at most the last may have a torn tail;
-- `append` returns only when the epoch is whole and synced; after a failed write or sync the log is poisoned and takes nothing more,
-  since the kernel may have thrown away what it could not write;
+- `append` returns only when the epoch is whole and synced; so does `settle` for the one that was deferred, before which nothing else is
+  written; after a failed write or sync the log is poisoned and takes nothing more, since the kernel may have thrown away what it could
+  not write;
 - a sealed segment is never written again, so that its bytes can serve as a checkpoint's delta.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -66,7 +68,8 @@ class SealedSegment:
 class Log:
     """Segments of one history in an `AppendStorage`.
 
-    Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`.
+    Call `recover` once, then `keep_to` or `reset`, then `begin`; then `append` and `seal`, or `defer` and `settle`. Any thread may call
+    `settle`; all else is for one.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class Log:
         self._compressor = Compressor()
         self._appender: Appender | None = None
         self._failure: BaseException | None = None
+        self._settling = threading.Lock()
+        self._deferred: tuple[Batch, Epoch, CommitRecord] | None = None
         self._header: SegmentHeader | None = None
         self._digest = hashlib.sha256()
         self._size = 0
@@ -193,6 +198,8 @@ class Log:
 
         Parameters
         ----------
+        commit
+            With the registered states, where `needs_states`.
         meanwhile
             What there is to do while the disk is writing.
 
@@ -203,8 +210,39 @@ class Log:
         ClosedError
             The log was poisoned or closed before.
         """
+        self._check()
+        assert self._deferred is None, "settle it first"
+        return self._append(batch, epoch, commit, meanwhile)
+
+    def defer(self, batch: Batch, epoch: Epoch, commit: CommitRecord) -> None:
+        """Take over an epoch and do nothing yet: `settle` logs it and seals its segment. `batch` must not change until then.
+
+        Raises
+        ------
+        ClosedError
+            As `append`.
+        """
+        self._check()
+        assert self._deferred is None, "settle it first"
+        self._deferred = batch, epoch, commit
+
+    def settle(self) -> int:
+        """Log what was deferred, if anything was, durably, and seal its segment; returns the bytes written. Raises as `append` does."""
+        with self._settling:
+            self._check()
+            if self._deferred is None:
+                return 0
+            batch, epoch, commit = self._deferred
+            size = self._append(batch, epoch, commit, lambda: None)
+            self._deferred = None
+            self.seal()
+            return size
+
+    def _check(self) -> None:
         if self._failure is not None:
             raise ClosedError(f"the log at {self._storage.url} failed before and takes nothing more: {self._failure}")
+
+    def _append(self, batch: Batch, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None]) -> int:
         assert epoch == self._last_epoch + 1, (epoch, self._last_epoch)
         data = encode_group(batch, epoch, commit, self._compressor)
         crashpoints.reach("commit.before-log")
@@ -238,7 +276,7 @@ class Log:
 
     @property
     def needs_states(self) -> bool:
-        """Whether the next commit opens a segment, and so has to list the registered states."""
+        """Whether the next epoch opens a segment, and so has to list the registered states."""
         return self._appender is None
 
     def seal(self) -> None:
@@ -296,12 +334,13 @@ class Log:
         return self._begun.get(self._header.sequence) if self._appender is not None and self._header else None
 
     def close(self) -> None:
-        """Release the segment being written; idempotent."""
-        self.seal()
-        if self._appender is not None:
-            self._appender.close()
-            self._appender = None
-        self._failure = self._failure or ClosedError("closed")
+        """Release the segment being written; idempotent. What is deferred still is dropped."""
+        with self._settling:
+            self.seal()
+            if self._appender is not None:
+                self._appender.close()
+                self._appender = None
+            self._failure = self._failure or ClosedError("closed")
 
     def _file(self, name: str) -> str:
         return f"{self._storage.url}/{name}"

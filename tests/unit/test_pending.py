@@ -11,7 +11,9 @@ def batch(**entries):
 
 
 def added(pending, epoch, **entries):
-    pending.add(batch(**entries), epoch, 10)
+    made = batch(**entries)
+    made.epoch = epoch
+    pending.add(made)
 
 
 def test_a_look_up_finds_the_newest_value_wherever_it_waits():

@@ -221,6 +221,56 @@ def test_a_failed_sync_poisons_the_log():
     assert history(recovered(storage))[:1] == [(1, {b"a": b"1"})]
 
 
+def deferred(log, epoch, **entries):
+    batch = {key.encode(): str(value).encode() for key, value in entries.items()}
+    log.defer(batch, epoch, CommitRecord({}, Times(), STATES if log.needs_states else None))
+
+
+def test_what_is_deferred_is_logged_and_sealed_when_it_is_settled():
+    storage = MemoryStorage("mem")
+    log = new_log(storage)
+    commit(log, 1, a=1)
+    deferred(log, 2, a=2)
+    assert [epoch for epoch, _ in history(recovered(storage))] == [1]
+    assert log.sealed == []
+    assert log.settle() > 0
+    assert log.settle() == 0
+    assert [(segment.first_epoch, segment.last_epoch) for segment in log.sealed] == [(1, 2)]
+    deferred(log, 3, a=3)
+    log.settle()
+    commit(log, 4, a=4)
+    assert [segment.last_epoch for segment in log.sealed] == [2, 3]
+    log.seal()
+    assert log.sealed[-1].previous == log.sealed[-2].sha256
+    assert history(recovered(storage)) == [(epoch, {b"a": b"%d" % epoch}) for epoch in (1, 2, 3, 4)]
+
+
+def test_a_failure_while_settling_poisons_the_log_for_both_threads():
+    storage = FailingSync(2)
+    log = new_log(storage)
+    commit(log, 1, a=1)
+    deferred(log, 2, a=2)
+    with pytest.raises(UnavailableError):
+        log.settle()
+    with pytest.raises(ClosedError, match="failed before"):
+        log.settle()
+    with pytest.raises(ClosedError, match="failed before"):
+        commit(log, 3, a=3)
+    log.close()
+    assert log.sealed == []
+
+
+def test_what_is_deferred_when_the_log_is_closed_is_dropped():
+    storage = MemoryStorage("mem")
+    log = new_log(storage)
+    commit(log, 1, a=1)
+    deferred(log, 2, a=2)
+    log.close()
+    with pytest.raises(ClosedError):
+        log.settle()
+    assert [epoch for epoch, _ in history(recovered(storage))] == [1]
+
+
 class NotingSteps(MemoryStorage):
     """Its appenders note what is done with them."""
 
