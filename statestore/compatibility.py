@@ -67,7 +67,7 @@ def check_checkpoint(
     manifest = checkpoints.load(number)
     with open_memory("memory://", job=manifest.job, key_type=key_type, allow_pickle=allow_pickle) as store:
         declare(store)
-        declared = dict(store.declarations)
+        declared = dict(store.registry.declarations)
     view, groups = CheckpointView(checkpoints, manifest), range(manifest.max_parallelism)
     return compare_states(manifest.states, declared, lambda state_id: versions_in_use(view.scan, state_id, groups, {}))
 

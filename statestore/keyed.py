@@ -218,8 +218,8 @@ class KeyedState(StateFactory):
             options.get("upcast"),
             full_names(self._prefix, options.get("renamed_from", ())),
         )
-        keys = self._store.register(declared)
-        expiry = self._store.set_ttl(full_name, options.get("ttl"))
+        keys = self._store.registry.register(declared)
+        expiry = self._store.registry.set_ttl(full_name, options.get("ttl"))
         made: Any = (state_class if expiry is None else EXPIRING[state_class])(full_name, self, codec, keys, *arguments)
         if expiry is not None:
             made.expiry = expiry
@@ -237,7 +237,7 @@ class KeyedState(StateFactory):
         """See `timers`."""
         full_name = self._full_name(name)
         declared = Declaration(full_name, f"{Timers.kind}[{time}]", self.key_type, Codec(None))
-        state_id, store = self._store.register(declared).state_id, self._store
+        state_id, store = self._store.registry.register(declared).state_id, self._store
         made = self.states[name] = Timers(full_name, self, state_id, store.max_parallelism, store.key_groups, time)
         return made
 
@@ -250,15 +250,15 @@ class KeyedState(StateFactory):
 
     def now_ms(self, time: TimeDomain) -> int | None:
         """Present time of a time domain in milliseconds, None while it is not known."""
-        return self._store.now_ms(time)
+        return self._store.times.now_ms(time)
 
     def read_first(self, prefix: bytes, start: bytes, limit: int, changes: dict[bytes, bytes | None]) -> list[bytes]:
         """First keys from `start` on with this prefix, with `changes` on top of what is committed."""
-        return self._store.read_first(prefix, start, limit, changes) if self.holds_entries or changes else []
+        return self._store.committed.read_first(prefix, start, limit, changes) if self.holds_entries or changes else []
 
     def had_ttl(self, name: str) -> bool:
         """Whether the state has, or ever had, a time-out."""
-        return self._store.had_ttl(name)
+        return self._store.registry.had_ttl(name)
 
     @property
     def holds_entries(self) -> bool:
@@ -267,12 +267,12 @@ class KeyedState(StateFactory):
 
     def read(self, entry_key: bytes) -> bytes | None:
         """Committed value of one entry."""
-        return self._store.read_many([entry_key])[0]
+        return self._store.committed.read_many([entry_key])[0]
 
     def read_many(self, entry_keys: list[bytes]) -> list[bytes | None]:
         """Committed values of several entries."""
-        return self._store.read_many(entry_keys)
+        return self._store.committed.read_many(entry_keys)
 
     def read_collection(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Committed entries of one map."""
-        return self._store.read_collection(prefix)
+        return self._store.committed.read_collection(prefix)

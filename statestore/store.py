@@ -9,15 +9,10 @@ One thread uses a store and its handles; only `PendingCheckpoint.finish` may run
 
 from __future__ import annotations
 
-import heapq
 import logging
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
-
-from msgspec.structs import replace
 
 from statestore import crashpoints
 from statestore.applying import Applier
@@ -30,24 +25,25 @@ from statestore.checkpoint.savepoint import PendingSavepoint, SavepointInfo
 from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, SnapshotChain
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
-from statestore.errors import ClosedError, UsageError
+from statestore.committed import Committed
+from statestore.errors import ClosedError
 from statestore.hydration import Hydrating
 from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
-from statestore.keys import EntryKeys, prefix_end, read_varint
+from statestore.keys import read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import ENTRY_OVERHEAD_BYTES, MISSING, EpochBatch, Pending
 from statestore.progress import OnRestoreProgress, RestoreProgress
 from statestore.recovery import Loader, Recovered, Recovery
-from statestore.stamp import STAMP_STATE_ID, is_stamp, stamp_key
+from statestore.registry import Registry
+from statestore.stamp import is_stamp, stamp_key
 from statestore.state import State
 from statestore.sweep import Sweep
 from statestore.timers import Timers
-from statestore.ttl import SWITCHED_OFF, Expiry, StateClock, StoredTtl, TimeDomain, TimeToLive, Ttl
+from statestore.ttl import StateClock, TimeToLive
 from statestore.types import Attempt, CheckpointId, Epoch, KeyGroup
-from statestore.versions import Declaration, find, first_descriptor, fit, versions_in_use
 from statestore.wal.log import Log
-from statestore.wal.record import CommitRecord, StateDescriptor
+from statestore.wal.record import CommitRecord
 
 logger = logging.getLogger("statestore.store")
 
@@ -122,18 +118,13 @@ class StateStore(StateFactory):
         self._backend, self._log, self._clock, self._settings = backend, log, clock, settings
         self._folder, self._lock, self._auto_complete, self._run = folder, lock, auto_complete, run
         self._pending = Pending()
-        self._times = StateClock(clock)
-        self._default_ttl = settings.ttl
-        self._states: dict[str, StateDescriptor] = {}
-        self._states_changed = False
-        self.declarations: dict[str, Declaration] = {}
-        """What has been registered, by full name."""
+        self.times = StateClock(clock)
+        self.registry = Registry(max_parallelism, key_groups, self._pending, self.times, settings.ttl)
         self._epoch = Epoch(0)
         self.holds_entries = False
         """Whether anything has ever been committed; until then there is no need to look for it."""
         self._meta: dict[str, Any] = {}
         self._scopes: list[KeyedState] = []
-        self._expiries: dict[str, Expiry] = {}
         self._failure: BaseException | None = None
         self._closed = False
         self._work_on(backend)
@@ -143,7 +134,7 @@ class StateStore(StateFactory):
     # Opening
 
     def _work_on(self, backend: Backend) -> None:
-        self._backend = backend
+        self._backend, self.committed = backend, Committed(self._pending, backend)
         self._sweep = Sweep(backend, self.key_groups, self._clock)
         self._applier = Applier(
             backend,
@@ -197,8 +188,8 @@ class StateStore(StateFactory):
             self._applier.close()
             self._work_on(recovered.backend)
         self._epoch, self._meta, self.holds_entries = recovered.epoch, recovered.meta, recovered.epoch > 0
-        self._states = {state.name: state for state in recovered.states}
-        self._times.go_on_from(recovered.times)
+        self.registry.restore(recovered.states, self._backend.scan, self._sweep)
+        self.times.go_on_from(recovered.times)
         self.finished_meta = recovered.finished_meta
         checkpoint_id = recovered.checkpoint.checkpoint_id if recovered.checkpoint else None
         if recovered.epoch:
@@ -264,63 +255,10 @@ class StateStore(StateFactory):
     def _keyed(self) -> KeyedState:
         return self._default
 
-    def register(self, declared: Declaration) -> EntryKeys:
-        """Find a state among the restored ones, or give it an id; handles call this. Raises IncompatibleStateError."""
-        known = find(self._states, declared)
-        if known is None:
-            state_id = max((state.id for state in self._states.values()), default=0) + 1
-            if state_id >= STAMP_STATE_ID:
-                raise UsageError(f"a store can't have more than {STAMP_STATE_ID - 1} states")
-            state = first_descriptor(state_id, declared)
-        else:
-            if known.name != declared.name and known.name in self.declarations:
-                raise UsageError(f"state '{declared.name}' can't be renamed from '{known.name}', which is registered")
-            state = fit(known, declared, self._versions_in_use, is_whole=len(self.key_groups) == self.max_parallelism)
-        if state != known:
-            if known is not None:
-                del self._states[known.name]
-            self._states[state.name] = state
-            self._states_changed = True
-        self.declarations[state.name] = declared
-        return EntryKeys(state.id, self.max_parallelism, self.key_groups)
-
-    def _versions_in_use(self, state_id: int) -> set[int]:
-        """Schema versions that values of a state are stored with, by reading all of it."""
-        return versions_in_use(self._backend.scan, state_id, self.key_groups, self._pending.everything())
-
-    def set_ttl(self, name: str, ttl: Ttl) -> Expiry | None:
-        """Switch a registered state's time-out on or off; what tells the expired, or None when nothing expires. Raises UsageError."""
-        state = self._states[name]
-        time_to_live = self._default_ttl if ttl is None else ttl if isinstance(ttl, TimeToLive) else TimeToLive(ttl)
-        if time_to_live.seconds == 0:
-            if state.ttl is not None:
-                self._note_ttl(name, SWITCHED_OFF)
-            return None
-        expiry = Expiry(time_to_live, self._times, state.ttl)
-        self._sweep.watch(state.id, expiry)
-        self._expiries[name] = expiry
-        self._note_ttl(name, expiry.to_store())
-        return expiry
-
-    def _note_ttl(self, name: str, ttl: StoredTtl) -> None:
-        if self._states[name].ttl != ttl:
-            self._states[name] = replace(self._states[name], ttl=ttl)
-            self._states_changed = True
-
-    def had_ttl(self, name: str) -> bool:
-        """Whether a registered state has, or ever had, a time-out."""
-        return self._states[name].ttl is not None
-
-    def now_ms(self, time: TimeDomain) -> int | None:
-        """Present time of a time domain in milliseconds, None while it is not known. It never goes back."""
-        return self._times.now_ms(time)
-
     def advance_event_time(self, seconds: float) -> None:
         """Tell how far event time has come, for states whose time-out goes by it: Unix time in seconds. It never goes back."""
-        self._times.advance_event_ms(round(seconds * 1000))
-        for name, expiry in self._expiries.items():
-            if expiry.since_ms is None:
-                self._note_ttl(name, expiry.to_store())
+        self.times.advance_event_ms(round(seconds * 1000))
+        self.registry.note_event_time()
 
     def share_cache(self) -> None:
         """Divide the cache between the registered states; handles call this when they are made."""
@@ -328,38 +266,13 @@ class StateStore(StateFactory):
         for handle in handles:
             handle.set_capacity(self._settings.cache_bytes // len(handles))
 
-    # Reading what is committed
-
-    def read_many(self, entry_keys: list[bytes]) -> list[bytes | None]:
-        """Committed values of entries: from what waits for the backend, then from the backend."""
-        found = self._pending.get_many(entry_keys)
-        missing = [index for index, value in enumerate(found) if value is MISSING]
-        if missing:
-            for index, value in zip(missing, self._backend.get_many([entry_keys[i] for i in missing]), strict=True):
-                found[index] = value
-        return found  # type: ignore[return-value]
-
-    def read_collection(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Committed entries whose key starts with `prefix`, ascending."""
-        # What waits is looked up first: an apply that ends in between moves entries to where the scan sees them.
-        changed = self._pending.collection(prefix)
-        merged: dict[bytes, bytes | None] = dict(self._backend.scan(prefix, prefix_end(prefix)))
-        merged.update(changed)
-        return iter(sorted((key, value) for key, value in merged.items() if value is not None))
-
-    def read_first(self, prefix: bytes, start: bytes, limit: int, changes: dict[bytes, bytes | None]) -> list[bytes]:
-        """First entry keys from `start` on with this prefix, with `changes` on top of what is committed."""
-        changed = {**self._pending.collection(prefix), **changes}
-        added = sorted(key for key, value in changed.items() if value is not None and key >= start)
-        stored = (key for key, _ in self._backend.scan(start, prefix_end(prefix)) if key not in changed)
-        return list(islice(heapq.merge(stored, added), limit))
-
     def count_keys(self) -> int:
         """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
         self._applier.finish()
         # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
         count, group, keys = 0, b"", set[bytes]()
-        timers = {state.id.to_bytes(2, "big") for state in self._states.values() if state.kind.startswith(Timers.kind)}
+        states = self.registry.descriptors()
+        timers = {state.id.to_bytes(2, "big") for state in states if state.kind.startswith(Timers.kind)}
         for entry_key, stored in self._backend.scan(b"", None):
             if is_stamp(entry_key) or entry_key[2:4] in timers or self._sweep.is_expired(entry_key, stored):
                 continue
@@ -480,10 +393,10 @@ class StateStore(StateFactory):
                 handle.flushed()
 
         states = None
-        if self._states_changed or self._log.needs_states:
-            states = list(self._states.values())
+        if self.registry.has_changed or self._log.needs_states:
+            states = self.registry.descriptors()
         batch.epoch = Epoch(self._epoch + 1)
-        record = CommitRecord(meta, self._times.times(), states)
+        record = CommitRecord(meta, self.times.times(), states)
         if is_deferred:
             self._log.defer(batch.entries, batch.epoch, record)
             flushed()
@@ -491,7 +404,7 @@ class StateStore(StateFactory):
             self.metrics.wal_bytes += self._log.append(batch.entries, batch.epoch, record, flushed)
             self._measure_log()
         self._sweep.owe(len(batch.entries) - swept)
-        self._epoch, self._meta, self._states_changed = batch.epoch, meta, False
+        self._epoch, self._meta, self.registry.has_changed = batch.epoch, meta, False
         self._pending.add(batch)
         self.holds_entries = self.holds_entries or bool(batch.entries)
 
@@ -595,8 +508,8 @@ class StateStore(StateFactory):
         else:
             self._end_epoch(meta, is_deferred=True)
         with self.metrics.time("checkpoint"):
-            states = list(self._states.values())
-            return self._chain.begin(self._epoch, self._meta, self._times.times(), states, final=final, base=base)
+            states = self.registry.descriptors()
+            return self._chain.begin(self._epoch, self._meta, self.times.times(), states, final=final, base=base)
 
     def complete(self, info: CheckpointInfo) -> None:
         """Last part of a checkpoint: its epochs can't be rolled back any more, and may reach the backend."""

@@ -220,9 +220,9 @@ def test_a_function_without_timers_has_no_state_for_them(memory):
             return [event]
 
     driver = Driver(process_job(Plain())[0], memory())
-    assert driver.store.declarations == {}
+    assert driver.store.registry.declarations == {}
     driver = Driver(process_job(Silence())[0], memory())
-    assert set(driver.store.declarations) == {"op/until", "op/event-time-timers", "op/processing-time-timers"}
+    assert set(driver.store.registry.declarations) == {"op/until", "op/event-time-timers", "op/processing-time-timers"}
 
 
 def test_a_side_output_that_nobody_takes_goes_nowhere_and_its_tag_is_text(memory):

@@ -104,9 +104,9 @@ def test_old_values_are_read_as_the_new_type(embedded, backend, ttl):
     states["list"].add(Second(100.5, [1]))  # rewrites the last chunk, the first stays as it was
     states["map"]["1"] = Second(1.5)
     store.commit()
-    versions = {state.name: state.version for state in store._states.values()}
+    versions = {state.name: state.version for state in store.registry._states.values()}
     assert set(versions.values()) == {1}
-    assert store._versions_in_use(store._states["list"].id) == {0, 1}
+    assert store.registry.versions_in_use(store.registry._states["list"].id) == {0, 1}
     store.close()
 
     store = embedded.open(backend, "latest" if backend == "memory" else None)
@@ -161,7 +161,7 @@ def test_an_error_names_state_field_old_and_new_and_touches_nothing(stores):
     with pytest.raises(IncompatibleStateError, match="value state keyed by str, and is declared as list state"):
         store.list_state("profile", First)
     assert store.value_state("profile", First).name == "profile"  # as if nothing had been tried
-    assert store._states_changed is False
+    assert store.registry.has_changed is False
 
 
 def test_an_upcast_that_fails_says_on_what(stores):
@@ -189,13 +189,13 @@ def test_declaring_an_earlier_type_again_takes_its_version_again(embedded):
         store.set_current_key(str(version))
         fill(states, type_, 1)
         store.commit()
-        assert store._states["value"].version == version
+        assert store.registry._states["value"].version == version
         store.close()
     store = embedded.open("rocksdb", None)
     with pytest.raises(StateMigrationError, match="field 'n' was float and is int"):
         store.value_state("value", First)
     state = store.value_state("value", First, upcast=lambda old: First(int(old["n"])))
-    assert store._states["value"].version == 0
+    assert store.registry._states["value"].version == 0
     store.set_current_key("1")
     assert state.value() == First(1)
 
@@ -215,7 +215,7 @@ def test_a_type_that_no_value_is_stored_with_is_in_nobodys_way(embedded, backend
     store.set_current_key("k")
     state.update("x")
     store.commit()
-    assert [schema and schema.name for schema in store._states["s"].schemas] == ["str"]
+    assert [schema and schema.name for schema in store.registry._states["s"].schemas] == ["str"]
 
 
 def test_versions_are_given_out_anew_when_they_are_used_up(embedded):
@@ -233,11 +233,11 @@ def test_versions_are_given_out_anew_when_they_are_used_up(embedded):
             state.update(state._codec.declared())
         store.commit()
         store.close()
-        assert len(store._states["s"].schemas) <= 64
-    assert store._states["s"].schemas[0].name == "Wide"
+        assert len(store.registry._states["s"].schemas) <= 64
+    assert store.registry._states["s"].schemas[0].name == "Wide"
     store = embedded.open("rocksdb", None)
     assert store.value_state("s", widened(69)).name == "s"
-    assert store._versions_in_use(1) == {0, store._states["s"].version}
+    assert store.registry.versions_in_use(1) == {0, store.registry._states["s"].version}
 
 
 def test_more_versions_than_there_is_room_for_are_refused(embedded):
@@ -272,7 +272,7 @@ def test_a_renamed_state_is_found(embedded, backend):
         assert state.get()[:1] == [1.0]
         state.add(2)
         store.commit()
-        assert list(store._states) == [f"op/{name}"]
+        assert list(store.registry._states) == [f"op/{name}"]
         store.close()
     store = embedded.open(backend, "latest" if backend == "memory" else None)
     state = store.keyed("other", str).list_state("moved", float, renamed_from="op/newest")
