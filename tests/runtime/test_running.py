@@ -653,7 +653,7 @@ def test_a_manifest_that_is_written_for_ever_ends_the_run(stage, monkeypatch):
         original(checkpoints, manifest)
 
     monkeypatch.setattr(CheckpointStorage, "complete", complete)
-    monkeypatch.setattr("statestore_runtime.task.task.CLOSING_SECONDS", 0.01)
+    monkeypatch.setattr("statestore_runtime.task.barriers.CLOSING_SECONDS", 0.01)
 
     def pass_time(seconds):
         stage.clock.now += seconds

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from statestore.clock import Clock
 from statestore.metrics import StoreMetrics
 from statestore.store import StateStore
 from statestore_runtime.messages import Finished, Progress
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a worker counts. What all workers have counted before is the first one's to add."""
+
+    events: int = 0
+    """Read by its sources."""
+    events_before: int = 0
+    """Those of them that were read before this run."""
+    skipped: int = 0
+    """Passed over because a function failed on them."""
 
 
 def progress(metrics: StoreMetrics, events: int, seconds: float) -> Progress:
@@ -26,10 +40,8 @@ def finished(
     *,
     job: str,
     begun: float,
-    events: int,
-    events_this_run: int,
+    tally: Tally,
     bad_records: int,
-    skipped_events: int,
     outputs: list[str],
 ) -> Finished:
     """What a worker has come to since `begun`, on the monotonic clock. Checkpoints and heartbeats are the JobManager's to add."""
@@ -48,8 +60,8 @@ def finished(
     }
     return Finished(
         job=job,
-        events=events,
-        events_this_run=events_this_run,
+        events=tally.events,
+        events_this_run=tally.events - tally.events_before,
         bad_records=bad_records,
         keys=keys,
         seconds=total,
@@ -61,5 +73,5 @@ def finished(
         wal_age_seconds=metrics.wal_age_seconds,
         outputs=outputs,
         shares={activity: seconds / total for activity, seconds in spent.items()},
-        skipped_events=skipped_events,
+        skipped_events=tally.skipped,
     )

@@ -22,14 +22,10 @@ from statestore_runtime.functions import UserCodeError
 from statestore_runtime.operators import Operator, SinkOperator, SourceOperator
 from statestore_runtime.sinks import FileSink, Sink, SinkContext
 from statestore_runtime.sources import DeadLetter, SourceContext
-from statestore_runtime.task.meta import Meta
+from statestore_runtime.task.meta import DEAD_LETTER, Meta
 from statestore_runtime.task.sourcing import guarded
 
 logger = logging.getLogger("statestore_runtime.task")
-
-DEAD_LETTER = ".dead-letter"
-"""Ends the uid of the sink that takes what an operator could not process."""
-
 
 EVENTS = "events"
 """Stands for a source's uid where events were read, but could not be processed."""
