@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from statestore.testing.clock import FakeClock
-from statestore_runtime import CollectionSource
+from statestore_runtime import CollectionSource, WatermarkStrategy
 from statestore_runtime.operators import SourceOperator
 from statestore_runtime.sources import SourceContext
 from statestore_runtime.task.sourcing import SourceInput
@@ -50,3 +50,49 @@ def test_splits_that_are_found_after_it_was_drained_are_left_to_the_next_run(ope
     source.no_more_splits()
     assert read(source, 3) == []
     assert list(source.meta()["splits"]) == splits[:1]
+
+
+class Silent(CollectionSource):
+    """After its events it has nothing for the time being."""
+
+    def read_part(self, part, position, context):
+        reader = super().read_part(part, position, context)
+        next_batch = reader.next_batch
+        reader.next_batch = lambda: next_batch() or []
+        return reader
+
+
+def test_a_split_is_idle_that_was_read_in_vain_for_long_enough():
+    strategy = WatermarkStrategy.monotonous(lambda event: event, idle_after="5s")
+    operator = SourceOperator("source", Silent([10, 11, 90], splits=2, batch_size=1), strategy)
+    clock = FakeClock()
+    source = SourceInput(operator, SourceContext("fail", clock=clock), clock, 1)
+    source.assign(operator.source.discover(()))
+    watermarks = []
+    for _ in range(8):
+        source.step(lambda count, emit, event_at: emit(0, count))
+        watermarks.append(operator.watermark)
+        clock.advance(1)
+    assert watermarks == [None, 9, 10, 10, 10, 10, 89, 89]
+
+
+class Closable:
+    def __init__(self, closed, name, fails):
+        self.closed, self.name, self.fails = closed, name, fails
+
+    def close(self):
+        self.closed.append(self.name)
+        if self.fails:
+            raise ValueError(self.name)
+
+
+def test_all_readers_are_closed_though_one_fails(monkeypatch, operator):
+    source, closed = opened(operator), []
+    source.assign(operator.source.discover(()))
+    monkeypatch.setattr(operator.source, "close", Closable(closed, "source", False).close)
+    for number, split in enumerate(source._splits):
+        split.reader = Closable(closed, number, number == 1)
+    with pytest.raises(ValueError, match="1"):
+        source.close()
+    assert sorted(closed, key=str) == [0, 1, 2, "source"]
+    assert closed[-1] == "source"

@@ -10,6 +10,7 @@ from statestore_runtime import (
     Job,
     KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
+    KeyedProcessFunction,
     ProcessJoinFunction,
     WatermarkStrategy,
 )
@@ -46,6 +47,23 @@ def test_union(uneven, parallelism):
         sums[key] += number
     assert len(found) == len(events_of([*LEFT, *RIGHT]))
     assert {key: max(total for other, total in found if other == key) for key in sums} == sums
+
+
+class Times(KeyedProcessFunction):
+    def process(self, event, ctx):
+        yield event, ctx.timestamp
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_union_of_events_with_times_and_without(uneven, parallelism):
+    def build(left, right, sink):
+        job = Job("story")
+        keyed(job.source(left, watermarks=BY_TIME).union(job.source(right))).process(Times()).sink(sink)
+        return job
+
+    found = jobs.harness(build, parallelism=parallelism, batch_size=2).run(LEFT, RIGHT)
+    with_times = [(event, event[1] * 1000) for event in events_of(LEFT)]
+    assert sorted(found, key=str) == sorted([*with_times, *((event, None) for event in events_of(RIGHT))], key=str)
 
 
 class Both(KeyedCoProcessFunction):

@@ -119,3 +119,68 @@ def test_splits_that_are_found_late(parallelism):
     assert harness.restarts == 1
     assert {(key, end) for key, end, _ in found} == {("a", 10), ("b", 10), ("c", 10)}
     assert ("a", 10, 2) in found
+
+
+def test_a_split_that_nobody_had_time_to_read_is_not_silent():
+    """An event takes a minute, so the last split has not been read for longer than a silent one is waited for."""
+    strategy = WatermarkStrategy.monotonous(lambda event: event[1] * 1000, idle_after="5s")
+
+    def slow(event):
+        if event[0] == "a":
+            harness.clock.advance(60)
+        return event
+
+    def build(sink):
+        job = Job("story")
+        splits = {"one": [("a", 50)], "two": [("b", 50)], "three": [("c", 1)]}
+        events = job.source(Splits(splits), watermarks=strategy).map(slow)
+        counts = events.key_by(lambda event: event[0], str).window(Tumbling("10s")).count()
+        counts.map(lambda result: result.key).sink(sink)
+        return job
+
+    harness = JobHarness(build)
+    assert sorted(harness.run()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_between_two_splits_a_source_is_not_silent(parallelism):
+    """One that reads its splits one after the other: what is ahead elsewhere makes nothing late."""
+    read = []
+    ahead = Splits({"ahead": [("a", 100), lambda: len(read) == 4]})
+    behind = Splits({f"{number}": [("b", 1 + number)] for number in range(4)})
+    behind.is_concurrent = False
+
+    def build(sink):
+        job = Job("story")
+        strategy = WatermarkStrategy.monotonous(lambda event: event[1] * 1000)
+        one, other = (job.source(each, watermarks=strategy) for each in (ahead, behind))
+        both = one.union(other.map(lambda event: read.append(event) or event))
+        counts = both.key_by(lambda event: event[0], str).window(Tumbling("1s")).count()
+        counts.map(lambda result: result.start // 1000).sink(sink)
+        return job
+
+    assert sorted(JobHarness(build, parallelism=parallelism).run()) == [1, 2, 3, 4, 100]
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 3])
+def test_a_worker_without_a_split_holds_no_assigned_times_back(parallelism):
+    """More splits may come, so its input has not ended."""
+    heard = []
+
+    def drain():
+        harness.request(Stop(lambda outcome: None, drain=True))
+        return True
+
+    splits = {"only": [("a", 1), ("a", 12), lambda: len(heard) >= 1, drain, lambda: False], "never": []}
+
+    def build(sink):
+        job = Job("story")
+        source = Splits(splits, late=["never"])
+        source.discover = lambda known: [] if known else ["only"]
+        events = job.source(source).assign_timestamps(WatermarkStrategy.monotonous(lambda event: event[1] * 1000))
+        counts = events.key_by(lambda event: event[0], str).window(Tumbling("10s")).count()
+        counts.map(lambda result: heard.append(result) or result.end // 1000).sink(sink)
+        return job
+
+    harness = JobHarness(build, parallelism=parallelism)
+    assert harness.run() == [10, 20]

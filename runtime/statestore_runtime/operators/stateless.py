@@ -152,6 +152,7 @@ class AssignTimestampsOperator(Operator):
         self._strategy = strategy
         self._clock: Clock
         self._generator: WatermarkGenerator
+        self._is_input_idle = False
         self._is_marked = False
         self._newest: int | None = None  # as of the mark
 
@@ -166,12 +167,13 @@ class AssignTimestampsOperator(Operator):
 
     def restore(self, states: list[Any]) -> None:
         """Go on from where the last of the subtasks was; where one had seen nothing yet, nothing is known."""
-        known = [state["newest"] for state in states]
+        known = [state.get("newest") for state in states]
         newest = None if None in known else min(known)
         self._generator = self._strategy.generator(self.uid, self._clock.monotonic(), newest)
 
     def push(self, batch: list[Any], times: Times = None, port: int = 0) -> None:
         """Stamp the events."""
+        self._is_input_idle = False
         self.emit(batch, self._generator.stamp(batch))
         if not self._is_marked:
             self._go_on()
@@ -192,17 +194,22 @@ class AssignTimestampsOperator(Operator):
 
     def on_watermark(self, watermark: int, port: int = 0) -> None:
         """Only the end counts."""
+        self._is_input_idle = False
         if watermark >= MAX_WATERMARK:
             super().on_watermark(watermark, port)
 
     def on_idle(self, port: int = 0) -> None:
-        """The strategy says when it is idle."""
+        """Nothing can come, as of a source of which this worker has no split: event time goes on without it until something does."""
+        self._is_input_idle = True
+        super().on_idle(port)
 
     def on_processing_time(self, now_ms: int) -> None:
         """See whether it has become idle."""
         self._go_on()
 
     def _go_on(self) -> None:
+        if self._is_input_idle:
+            return
         watermark = self._generator.current(self._clock.monotonic())
         if watermark is None:
             super().on_idle()

@@ -43,6 +43,7 @@ class ExchangeOutput:
         self.barrier = 0  # the last that was sent
         self._credits = [CREDITS] * network.parallelism
         self._waiting: list[tuple[list[Any], list[Any], list[int]]] = [([], [], []) for _ in range(network.parallelism)]
+        self._is_timed = False  # what waits has times
         self._owner_of: dict[Any, int] = {}
         operator.send, operator.send_watermark, operator.send_idle = self.send, self.send_watermark, self.send_idle
 
@@ -61,6 +62,9 @@ class ExchangeOutput:
             for worker in range(self._network.parallelism):
                 self._send_now(worker, None, batch, times)
             return
+        if self._is_timed is not (times is not None):  # a frame has times for all its events, or for none
+            self.flush()
+            self._is_timed = times is not None
         waiting = self._waiting
         for index, owner in enumerate(self._owners_of(keys)):
             keys_there, events, times_there = waiting[owner]

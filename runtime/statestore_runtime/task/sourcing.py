@@ -7,6 +7,7 @@ between any two events, though readers know positions between batches only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from statestore.clock import Clock
@@ -21,8 +22,8 @@ from statestore_runtime.watermarks import MAX_WATERMARK, WatermarkGenerator
 
 Process = Callable[[int, Callable[[int, int], None], Callable[[int], Any]], None]
 
-WATERMARK_SECONDS = 0.2
-"""Between two looks for idle splits."""
+IDLE_SECONDS = 0.2
+"""Between two looks whether a split is idle."""
 
 
 class _SplitTimes(Operator):
@@ -57,9 +58,8 @@ class _Split:
     def __init__(self, name: str, reader: SplitReader, port: int, generator: WatermarkGenerator | None):
         self.name, self.reader, self.port, self.generator = name, reader, port, generator
         self.unread: list[Any] = []  # handed out by the reader, not processed yet
-        self.before: tuple[Any, int] | None = (
-            None  # position that `unread` began at, and how many of it have been processed
-        )
+        self.before: tuple[Any, int] | None = None  # position that `unread` began at, and how many of it were processed
+        self.look_at = 0.0  # whether it is idle
 
     def next_batch(self) -> list[Any] | None:
         """What was left of a batch, or the next one."""
@@ -108,7 +108,6 @@ class SourceInput:
         self._marked: tuple[_Split, int | None] | None = None
         self._is_final = False
         self.passed = 0
-        self._look_at = 0.0
         limits = [limit for limit in (operator.source.rate_limit,) if limit is not None]
         if operator.rate_limit is not None:
             limits.append(operator.rate_limit / parallelism)
@@ -160,7 +159,7 @@ class SourceInput:
             return
         self._drained = self._positions()
         for split in self._splits:
-            split.reader.close()
+            guarded(self.uid, split.reader.close)
         self._splits.clear()
         self._waiting.clear()
         self._times.end()
@@ -222,13 +221,14 @@ class SourceInput:
             return None
         for _ in range(len(self._splits)):
             split = self._splits[self._next % len(self._splits)]
-            before = split.before or ((split.reader.position(), 0) if exact else None)
+            before = split.before or ((guarded(self.uid, split.reader.position), 0) if exact else None)
             batch = guarded(self.uid, split.next_batch)
             if batch is None:
                 self._end(split)
                 return 0
             if not batch:
                 self._next += 1
+                self._look_whether_idle(split)
                 continue
             self._current, self._batch, self._before = split, batch, before
             process(len(batch), self._emitter(split, batch), batch.__getitem__)
@@ -273,10 +273,10 @@ class SourceInput:
 
     def _end(self, split: _Split) -> None:
         self._finished[split.name] = guarded(self.uid, split.position)
-        split.reader.close()
+        guarded(self.uid, split.reader.close)
         self._splits.remove(split)
+        self._begin_waiting()  # first: with none there the source would look idle, and event time would go on without it
         self._times.on_watermark(MAX_WATERMARK, split.port)
-        self._begin_waiting()
         self._end_if_done()
 
     def _tell_time(self, split: _Split) -> None:
@@ -287,12 +287,14 @@ class SourceInput:
         else:
             self._times.on_watermark(watermark, split.port)
 
-    def look_for_idle_splits(self, now: float) -> None:
-        """Let event time go on without those that have been silent for too long."""
-        if self.operator.watermarks is None or now < self._look_at:
-            return
-        self._look_at = now + WATERMARK_SECONDS
-        for split in self._splits:
+    def _look_whether_idle(self, split: _Split) -> None:
+        """Let event time go on without a split that has been silent for too long.
+
+        Only here, where it has just been found to have nothing: while nobody reads, as others can't keep up, it may have plenty.
+        """
+        now = self._clock.monotonic()
+        if split.generator is not None and now >= split.look_at:
+            split.look_at = now + IDLE_SECONDS
             self._tell_time(split)
 
     # Checkpoints
@@ -308,10 +310,11 @@ class SourceInput:
         return splits
 
     def close(self) -> None:
-        """Close readers and source."""
-        for split in self._splits:
-            split.reader.close()
-        self.operator.source.close()
+        """Close readers and source: all of them, though one fails."""
+        with ExitStack() as closing:
+            closing.callback(self.operator.source.close)
+            for split in self._splits:
+                closing.callback(split.reader.close)
 
 
 def guarded(uid: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -278,7 +278,6 @@ class Task:
                 self._tally.events += count
                 crashpoints.reach("job.batch")
                 self._ask_for_checkpoint()
-            source.look_for_idle_splits(now)
         return is_busy
 
     def _read(self, source: SourceInput) -> int | None:
