@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from statestore.checkpoint.storage import checked_job_name
 from statestore.config import Config, load_config
 from statestore.errors import UsageError
+from statestore_runtime.arguments import kind_of
 from statestore_runtime.functions import CheckpointListener
 from statestore_runtime.operators import Operator, SinkOperator, SourceOperator
 from statestore_runtime.sinks import Sink
@@ -100,7 +101,7 @@ class Job:
         UsageError
             It is no source, an argument is of another kind, or the uid is taken.
         """
-        from statestore_runtime.streams import Stream, kind_of  # builds on this module
+        from statestore_runtime.streams import Stream  # builds on this module
 
         if not isinstance(source, Source):
             raise UsageError(f"source() takes a source such as FileSource(...), not {kind_of(source)}")

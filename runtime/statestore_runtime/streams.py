@@ -11,6 +11,7 @@ from statestore.errors import UsageError
 from statestore.keys import KeyCodec
 from statestore.state import AggregateFunction
 from statestore.versions import StateOptions
+from statestore_runtime.arguments import check_aggregate, check_callable, check_function, function_copy, kind_of
 from statestore_runtime.functions import (
     KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
@@ -369,38 +370,3 @@ class BroadcastConnectedStream(Generic[K, T, T2]):
 
         node = keyed.job.add("process", uid, make, keyed.output, broadcast.output)
         return ProcessedStream(keyed.job, Output(node))
-
-
-def function_copy(uid: str, function: T) -> T:
-    """A worker's own copy of a function with state. Raises UsageError when it can't be copied."""
-    try:
-        return copy.deepcopy(function)
-    except Exception as error:
-        raise UsageError(
-            f"{type(function).__name__} of operator '{uid}' can't be copied for a worker ({error}): make what can't in its open()"
-        ) from error
-
-
-def kind_of(value: object) -> str:
-    """What to call an argument of the wrong kind."""
-    return f"the class {value.__name__}: make an object of it" if isinstance(value, type) else type(value).__name__
-
-
-def check_function(verb: str, function: object, expected: type) -> None:
-    """Raise UsageError unless `function` is an object of the class `expected`."""
-    if not isinstance(function, expected):
-        raise UsageError(f"{verb}() takes an object of a {expected.__name__}, not {kind_of(function)}")
-
-
-def check_aggregate(function: object) -> None:
-    """Raise UsageError unless `function` is an object with the methods of an `AggregateFunction`."""
-    if isinstance(function, type) or not isinstance(function, AggregateFunction):
-        raise UsageError(
-            f"aggregate() takes an object with create_accumulator, add, get_result and merge, not {kind_of(function)}"
-        )
-
-
-def check_callable(verb: str, function: object) -> None:
-    """Raise UsageError unless it can be called."""
-    if not callable(function):
-        raise UsageError(f"{verb}() takes a function, not {type(function).__name__}")

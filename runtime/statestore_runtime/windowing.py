@@ -8,19 +8,12 @@ from typing import Any, Generic, TypeVar
 from statestore.errors import UsageError
 from statestore.state import AggregateFunction
 from statestore.versions import Upcast
+from statestore_runtime.arguments import check_aggregate, check_callable, check_function, function_copy, kind_of
 from statestore_runtime.job import Output
 from statestore_runtime.joins import MapPairs, ProcessJoinFunction
 from statestore_runtime.operators import AlignedWindowOperator, IntervalJoinOperator, Operator, SessionOperator
 from statestore_runtime.operators.contents import Contents, Folded, Kept
-from statestore_runtime.streams import (
-    KeyedStream,
-    ProcessedStream,
-    check_aggregate,
-    check_callable,
-    check_function,
-    function_copy,
-    kind_of,
-)
+from statestore_runtime.streams import KeyedStream, ProcessedStream
 from statestore_runtime.watermarks import Duration, duration_ms, signed_ms
 from statestore_runtime.windows import ProcessWindowFunction, Session, Sliding, Tumbling, WindowResult, Windows
 
