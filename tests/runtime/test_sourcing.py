@@ -96,3 +96,28 @@ def test_all_readers_are_closed_though_one_fails(monkeypatch, operator):
         source.close()
     assert sorted(closed, key=str) == [0, 1, 2, "source"]
     assert closed[-1] == "source"
+
+
+def test_of_a_split_that_is_never_looked_at_again_the_name_is_kept(operator):
+    operator.source.resumes_finished = False
+    source, splits = opened(operator), operator.source.discover(())
+    source.assign(splits)
+    read(source, 20)
+    known = source.meta()
+    assert known["finished"] == dict.fromkeys(splits) and not known["splits"]
+    for resumes in (False, True):
+        operator.source.resumes_finished = resumes
+        again = opened(operator)
+        again.restore({}, known["finished"])
+        assert read(again, 5) == []
+        assert again.meta()["finished"] == known["finished"]
+
+
+def test_a_split_that_was_read_to_its_end_goes_on_there(operator):
+    source, splits = opened(operator), operator.source.discover(())
+    source.assign(splits)
+    read(source, 20)
+    operator.source._events = [*range(12), 12, 13]
+    again = opened(operator)
+    again.restore({}, source.meta()["finished"])
+    assert sorted(read(again, 10)) == [12, 13]

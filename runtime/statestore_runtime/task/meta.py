@@ -5,7 +5,7 @@
   "skipped": 0,                                     passed over because a function failed on them
   "operators": ["process-1"],                       with state per key
   "sources": {"source-1": {"splits": {"a.jsonl": {"position": ..., "skip": 0, "newest": 1700000000000}, "c.jsonl": null},
-                           "finished": {"b.jsonl": {...}}, "bad_records": 0}},
+                           "finished": {"b.jsonl": null}, "bad_records": 0}},
   "sinks": {"sink-1": {"transactions": [...], "snapshots": {"0": ..., "1": ...}}},
   "states": {"process-2": [...]}                    of operators, not per key: one of each worker
 }

@@ -88,7 +88,7 @@ class SourceInput:
     restored
         What the checkpoint knows of the source's splits that are this worker's.
     finished
-        Those of them that have been read to their end.
+        Those of them that have been read to their end; None of one that is not to be looked at again.
 
     Attributes
     ----------
@@ -128,9 +128,8 @@ class SourceInput:
     def restore(self, positions: Meta, finished: Meta) -> None:
         """Go on with splits where a checkpoint stands. Raises as `Source.read` does."""
         if self.operator.source.resumes_finished:  # there may be more of them now
-            positions = {**finished, **positions}
-        else:
-            self._finished.update(finished)
+            positions = {**{split: at for split, at in finished.items() if at is not None}, **positions}
+        self._finished.update({split: None for split in finished if split not in positions})
         for split, position in positions.items():
             if position is None:
                 self._waiting.append(split)
@@ -272,7 +271,9 @@ class SourceInput:
         self._current.unread, self._current.before = self._batch[processed:], (position, skip + processed)
 
     def _end(self, split: _Split) -> None:
-        self._finished[split.name] = guarded(self.uid, split.position)
+        # Of a folder that is watched the names alone are many, and they stay.
+        resumes = self.operator.source.resumes_finished
+        self._finished[split.name] = guarded(self.uid, split.position) if resumes else None
         guarded(self.uid, split.reader.close)
         self._splits.remove(split)
         self._begin_waiting()  # first: with none there the source would look idle, and event time would go on without it
