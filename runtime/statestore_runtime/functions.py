@@ -23,7 +23,7 @@ _PACKAGE_FOLDER = str(Path(__file__).parent)
 
 
 class UserCodeError(StateStoreError, RuntimeError):
-    """A function of the job failed on an event; what it raised is the `__cause__`. Mend the function.
+    """A function of the job failed, mostly on an event; what it raised is the `__cause__`. Mend the function.
 
     Attributes
     ----------
@@ -41,10 +41,11 @@ class UserCodeError(StateStoreError, RuntimeError):
     def __init__(self, operator: str, problem: str, place: str | None, *, event: Any = None, index: int | None = None):
         self.operator, self.problem, self.place = operator, problem, place
         self.event, self.index = event, index
-        super().__init__(f"operator '{operator}' failed on an event: {problem}{f' ({place})' if place else ''}")
+        on_what = "" if index is None else " on an event"
+        super().__init__(f"operator '{operator}' failed{on_what}: {problem}{f' ({place})' if place else ''}")
 
     @classmethod
-    def of(cls, operator: str, error: Exception) -> UserCodeError:
+    def of(cls, operator: str, error: Exception, *, event: Any = None, index: int | None = None) -> UserCodeError:
         """The error that an operator's function raised, with the place in the user's file where it did."""
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [frame for frame in frames if not frame.filename.startswith(_PACKAGE_FOLDER)]
@@ -52,16 +53,13 @@ class UserCodeError(StateStoreError, RuntimeError):
         if theirs:  # the deepest place in their file says more than one in a library called from there
             last = [frame for frame in theirs if frame.filename == theirs[0].filename][-1]
             place = f"{Path(last.filename).name}:{last.lineno}"
-        return cls(operator, f"{type(error).__name__}: {error}", place)
+        return cls(operator, f"{type(error).__name__}: {error}", place, event=event, index=index)
 
     @classmethod
     def at(cls, operator: str, error: Exception, batch: list[Any], events: Iterator[Any]) -> UserCodeError:
         """The same, of a function that was called with the last event taken from `events`, an iterator of the list `batch`."""
-        made = cls.of(operator, error)
         index = len(batch) - length_hint(events) - 1
-        if index >= 0:
-            made.index, made.event = index, batch[index]
-        return made
+        return cls.of(operator, error) if index < 0 else cls.of(operator, error, event=batch[index], index=index)
 
 
 class RuntimeContext(StateFactory):
@@ -173,7 +171,10 @@ class CheckpointListener:
         """Called when a checkpoint can be restored from."""
 
     def on_checkpoint_failed(self, checkpoint_id: int, reason: str) -> None:
-        """Called when a checkpoint was given up; what it would have held goes with the next one."""
+        """Called when a checkpoint was given up; what it would have held goes with the next one.
+
+        Such a checkpoint has no id in its storage: `checkpoint_id` says which one since the job's last start it was.
+        """
 
 
 class KeyedFunction(CheckpointListener, Generic[K, R]):

@@ -98,7 +98,9 @@ class Finished(Message, tag="finished", kw_only=True, frozen=True):
     shares: dict[str, float]
     """Share of total time by activity: wal, persistence, checkpoint, heartbeat, recovery."""
     skipped_events: int = 0
-    """Events passed over because a function failed on them."""
+    """Events, and timers, passed over because a function failed on them."""
+    late_events: int = 0
+    """Events that came too late for a window or a join, and were dropped."""
 
 
 class Restarting(Message, tag="restarting", kw_only=True, frozen=True):
@@ -147,4 +149,5 @@ def finished_of(
         outputs=list(dict.fromkeys(place for worker in workers for place in worker.outputs)),
         shares=shares,
         skipped_events=sum(worker.skipped_events for worker in workers),
+        late_events=sum(worker.late_events for worker in workers),
     )

@@ -6,6 +6,7 @@ Times are Unix times in milliseconds, as everywhere in a job; the state keeps se
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from statestore.errors import UsageError
@@ -35,6 +36,9 @@ class TimerService:
         self._event: Timers | None = None
         self._processing: Timers | None = None
         self._set_at_end: dict[tuple[Any, int], None] | None = None
+        self._undone: list[tuple[tuple[Any, int], bool]] | None = (
+            None  # since the mark: what of these was set or deleted, and was it set
+        )
 
     def register(self, scope: KeyedState, *domains: TimeDomain) -> None:
         """Keep timers in a scope; called once by the operator, where timers are used at all."""
@@ -59,7 +63,7 @@ class TimerService:
         if self._set_at_end is None:
             timers.register(time / 1000)
         else:
-            self._set_at_end[self._scope.key, time] = None
+            self._note_at_end(time, True)
 
     def register_processing_time_timer(self, time: int) -> None:
         """Call `on_timer` for the current key when the machine's clock has come to `time`. Raises UsageError as above."""
@@ -69,7 +73,7 @@ class TimerService:
         """Forget the current key's timer for this event time, if there is one."""
         self._known(self._event).delete(time / 1000)
         if self._set_at_end is not None:
-            self._set_at_end.pop((self._scope.key, time), None)
+            self._note_at_end(time, False)
 
     def delete_processing_time_timer(self, time: int) -> None:
         """Forget the current key's timer for this processing time, if there is one."""
@@ -83,39 +87,80 @@ class TimerService:
 
     # What operators call
 
-    def due_in_event_time(self, until: int, *, is_end: bool = False) -> Iterator[tuple[int, Any]]:
+    def has_due(self, domain: TimeDomain, until: int) -> bool:
+        """Whether there is a timer up to a time."""
+        timers = self._of(domain)
+        first = None if timers is None else timers.next_time()
+        return first is not None and round(first * 1000) <= until
+
+    def due(self, domain: TimeDomain, until: int) -> Iterator[tuple[int, Any]]:
         """Take out the timers up to a time, earliest first, each with its key, which becomes the current one.
 
-        What is set meanwhile is taken too if it is due. At the end of all input everything is due, so there it stays set, or a function
-        that sets the next timer with each would never come to an end.
+        What is set meanwhile is taken too if it is due.
         """
-        if self._event is None:
-            return
-        if is_end:
-            self._set_at_end = {}
-        for seconds, key in self._event.due(until / 1000):
-            yield round(seconds * 1000), key
+        timers = self._of(domain)
+        if timers is not None:
+            for seconds, key in timers.due(until / 1000):
+                yield round(seconds * 1000), key
+
+    def _of(self, domain: TimeDomain) -> Timers | None:
+        return self._event if domain == "event-time" else self._processing
+
+    @contextmanager
+    def at_end(self) -> Iterator[None]:
+        """Let event-time timers that are set in a `with` block stay set, whatever is taken out.
+
+        At the end of all input everything is due: a function that sets the next timer with each would never come to an end.
+        """
+        self._set_at_end = {}
+        yield
+        kept, self._set_at_end = self._set_at_end, None
+        for self._scope.key, time in kept:
+            self.register_event_time_timer(time)
+
+    def mark(self) -> None:
+        """Have `rollback` come back to here with what the state does not hold yet."""
+        self._undone = []
+
+    def rollback(self) -> None:
+        """Forget what was set and deleted since the mark."""
         if self._set_at_end is not None:
-            kept, self._set_at_end = self._set_at_end, None
-            for self._scope.key, time in kept:
-                self._event.register(time / 1000)
+            for timer, was_set in reversed(self._undone or ()):
+                if was_set:
+                    self._set_at_end[timer] = None
+                else:
+                    del self._set_at_end[timer]
+        self._undone = None
 
-    @property
-    def has_processing_time(self) -> bool:
-        """Whether there ever was a timer by the machine's clock."""
-        return self._processing is not None
+    def keep(self) -> None:
+        """What was set and deleted since the mark stays so."""
+        self._undone = None
 
-    def due_in_processing_time(self, now: int) -> Iterator[tuple[int, Any]]:
-        """The same by the machine's clock."""
-        assert self._processing is not None, "there is one"
-        for seconds, key in self._processing.due(now / 1000):
-            yield round(seconds * 1000), key
+    def _note_at_end(self, time: int, is_set: bool) -> None:
+        assert self._set_at_end is not None
+        timer = (self._scope.key, time)
+        was_set = timer in self._set_at_end
+        if was_set is is_set:
+            return
+        if is_set:
+            self._set_at_end[timer] = None
+        else:
+            del self._set_at_end[timer]
+        if self._undone is not None:
+            self._undone.append((timer, was_set))
 
 
 class SideOutputs:
-    """What functions have sent to side outputs since it was last taken."""
+    """What functions have sent to side outputs since it was last taken.
+
+    Attributes
+    ----------
+    count : int
+        How many values that is.
+    """
 
     def __init__(self) -> None:
+        self.count = 0
         self._made: dict[str, tuple[list[Any], list[int | None]]] = {}
 
     def add(self, tag: str, value: Any, time: int | None) -> None:
@@ -127,12 +172,13 @@ class SideOutputs:
             made = self._made[tag] = ([], [])
         made[0].append(value)
         made[1].append(time)
+        self.count += 1
 
     def take(self) -> list[tuple[str, list[Any], list[int] | None]]:
         """Tag, values and times of each side output; the times are None unless all values have one."""
         if not self._made:
             return []
-        made, self._made = self._made, {}
+        made, self._made, self.count = self._made, {}, 0
         return [
             (tag, values, None if None in times else times)  # type: ignore[misc]
             for tag, (values, times) in made.items()

@@ -199,7 +199,10 @@ class ProcessWindowFunction(CheckpointListener, ABC, Generic[K, E, R]):
 
     @abstractmethod
     def process(self, events: list[E], ctx: WindowContext[K]) -> Iterable[R] | None:
-        """Called when a window is over, with its events in the order they came in, and again with each event that is late but allowed."""
+        """Called when a window is over, with its events in the order they came in, and again with each event that is late but allowed.
+
+        The events of sessions that became one are together, those of the earlier session first.
+        """
 
     def close(self) -> None:
         """Called once at the end of a run, also of a failed one."""

@@ -379,7 +379,8 @@ def test_a_users_exception_names_operator_file_and_line(config, uid, build):
     assert (error.operator, error.exit_code) == (uid, 10)
     assert error.problem == "ZeroDivisionError: integer division or modulo by zero"
     assert error.place == f"test_job.py:{line_of('# divides by zero')}"
-    assert str(error) == f"operator '{uid}' failed on an event: {error.problem} ({error.place})"
+    on_what = "" if uid in ("source-1", "sink-1") else " on an event"
+    assert str(error) == f"operator '{uid}' failed{on_what}: {error.problem} ({error.place})"
 
 
 def keyed_numbers(job):

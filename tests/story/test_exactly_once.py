@@ -92,3 +92,16 @@ def test_at_least_once_loses_nothing(monkeypatch, parallelism, seed):
         assert most[name] >= count
     for group, count in Counter(jobs.group_of((jobs.user_of(event),)) for event in events).items():
         assert most[group] >= count
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_events_that_are_dropped_are_counted_once(parallelism, policy):
+    """Of ann's two are late, of bob's one; what is skipped is not counted even when it comes with a late one."""
+    script = [("ann", 20, 1), ("bob", 30, 2), ("ann", 1, 3), CHECKPOINT, ("bob", 2, 4), CRASH, ("ann", 3, 5)]
+    script += [] if policy == "fail" else [("bob", 40, "no number"), CHECKPOINT, CRASH]
+    settings = {"job.on-error": policy}
+    harness = jobs.harness(jobs.windows, parallelism=parallelism, batch_size=2, settings=settings)
+    found = harness.run([*script, RESCALE(3)])
+    assert {row[2] for row in found if row[0] == "sum"} == {1, 2}
+    assert (harness.finished.late_events, harness.finished.skipped_events) == (3, int(policy == "skip"))

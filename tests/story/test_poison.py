@@ -11,11 +11,12 @@ from statestore_runtime import (
     Job,
     KeyedBroadcastProcessFunction,
     KeyedProcessFunction,
+    Session,
     Tumbling,
     UserCodeError,
     WatermarkStrategy,
 )
-from statestore_runtime.testing import CALL, CHECKPOINT, CRASH, RESTART
+from statestore_runtime.testing import ADVANCE, CALL, CHECKPOINT, CRASH, RESTART
 from tests.story import jobs
 from tests.story.jobs import events_of
 
@@ -292,3 +293,171 @@ def test_nor_does_it_after_the_job_has_failed(tmp_path, parallelism, place):
         harness.run(script)
     build.is_armed = False
     assert harness.run(script, restore="latest") == [1 + 2 + POISON + 4 + 8, 15, 25]
+
+
+# Timers
+
+
+class Reminder(KeyedProcessFunction):
+    """Tells of each event when a timer comes; that of 13 fails after it has changed its state and set another timer."""
+
+    def __init__(self, fails, domain):
+        self.fails, self.domain = fails, domain
+
+    def open(self, ctx):
+        self.kept = ctx.map_state("kept", int, int)
+        self.told = ctx.value_state("told", int, default=0)
+
+    def process(self, event, ctx):
+        if self.domain == "event-time":
+            time = ctx.timestamp + 5_000
+            ctx.timers.register_event_time_timer(time)
+        else:
+            time = ctx.timers.current_processing_time + event * 10
+            ctx.timers.register_processing_time_timer(time)
+        self.kept.put(time, event)
+
+    def on_timer(self, timestamp, ctx):
+        if timestamp not in self.kept:
+            yield "again"
+            return
+        event = self.kept[timestamp]
+        self.kept.remove(timestamp)
+        self.told.update(self.told.value() + 1)
+        ctx.output("told", (ctx.key, self.told.value()))
+        if event == POISON:
+            ctx.timers.register_event_time_timer(timestamp + 1)
+            if self.fails():
+                raise ValueError("unlucky")
+        yield event
+
+
+def reminders(domain, place, fails):
+    def after(event):
+        if event == POISON and place == "after" and fails():
+            raise ValueError("unlucky")
+        return event
+
+    def build(source, sink):
+        job = Job("story")
+        strategy = WatermarkStrategy.monotonous(lambda event: event * 1000)
+        keyed = job.source(source, watermarks=strategy).key_by(lambda event: event % 3, int)
+        rows = keyed.process(Reminder(lambda: place == "timer" and fails(), domain))
+        rows.map(after).union(rows.side_output("told")).sink(sink)
+        return job
+
+    return build
+
+
+@pytest.mark.parametrize("policy", ["skip", "dead-letter"])
+@pytest.mark.parametrize("place", ["timer", "after"])
+@pytest.mark.parametrize("domain", ["event-time", "processing-time"])
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_timer_that_fails_is_passed_over(tmp_path, policy, place, domain, parallelism):
+    """With all that it has done; those before and after it, of its key too, come as they would have."""
+    script = [
+        *range(1, 9),
+        CHECKPOINT,
+        *range(9, 19),
+        ADVANCE("100ms"),
+        CRASH,
+        19,
+        20,
+        30,
+        ADVANCE("100ms"),
+        CHECKPOINT,
+        40,
+    ]
+    script += [CRASH, ADVANCE("1s")]
+    harness = jobs.harness(
+        reminders(domain, place, lambda: True),
+        parallelism=parallelism,
+        batch_size=4,
+        settings={"job.on-error": policy},
+        dir=tmp_path,
+    )
+    found = harness.run(script)
+    events = [event for event in events_of(script) if event != POISON]
+    counts = Counter(event % 3 for event in events)
+    told = [(key, number + 1) for key in counts for number in range(counts[key])]
+    assert Counter(found) == Counter([*events, *told])
+    assert (harness.finished.skipped_events, harness.restarts) == (1, 2)
+    letters = [
+        json.loads(line)
+        for part in (tmp_path / "story" / "dead-letter" / "events").glob("part-*")
+        for line in part.read_text().splitlines()
+    ]
+    assert [letter["text"].startswith("timer(key=1, time=") for letter in letters] == [True] * (policy != "skip")
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_without_a_policy_a_timer_that_fails_ends_the_job(tmp_path, parallelism):
+    is_armed = [True]
+    build = reminders("event-time", "timer", lambda: bool(is_armed))
+    harness = jobs.harness(build, parallelism=parallelism, dir=tmp_path)
+    script = [*range(1, 9), CHECKPOINT, *range(9, 25)]
+    with pytest.raises(UserCodeError, match="unlucky"):
+        harness.run(script)
+    assert harness.restarts == 1
+    before = list(harness.sink.results)
+    is_armed.clear()
+    found = [*before, *harness.run(script, restore="latest")]
+    assert sorted(event for event in found if isinstance(event, int)) == events_of(script)
+
+
+class Mean13:
+    """Fails on windows whose sum is 13."""
+
+    def create_accumulator(self):
+        return 0
+
+    def add(self, event, accumulator):
+        return accumulator + event[1]
+
+    def merge(self, one, other):
+        return one + other
+
+    def get_result(self, accumulator):
+        if accumulator == POISON:
+            raise ValueError("unlucky")
+        return accumulator
+
+
+@pytest.mark.parametrize("windows", [Tumbling("10s"), Session("5s")])
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_window_whose_result_fails_is_passed_over_and_forgotten(windows, parallelism):
+    def build(source, sink):
+        job = Job("story")
+        strategy = WatermarkStrategy.monotonous(lambda event: event[0] * 1000)
+        keyed = job.source(source, watermarks=strategy).key_by(lambda event: event[1] % 2, int)
+        keyed.window(windows).aggregate(Mean13(), int).map(lambda result: result.value).sink(sink)
+        return job
+
+    script = [(1, 13), (2, 4), (3, 10), CHECKPOINT, (15, 1), CRASH, (16, 8), (27, 9), (40, 6)]
+    harness = jobs.harness(build, parallelism=parallelism, settings={"job.on-error": "skip"})
+    assert sorted(harness.run(script)) == [1, 6, 8, 9, 14]
+    assert (harness.finished.skipped_events, harness.finished.keys) == (1, 0)
+
+
+def test_a_sink_that_fails_on_what_a_timer_has_made(tmp_path):
+    """What another sink has taken can't be taken back; but nothing of it is there twice."""
+    taken = []
+
+    def fail(event):
+        if event == POISON:
+            raise ValueError("unlucky")
+
+    def build(source, sink):
+        job = Job("story")
+        strategy = WatermarkStrategy.monotonous(lambda event: event * 1000)
+        keyed = job.source(source, watermarks=strategy).key_by(lambda event: event % 3, int)
+        rows = keyed.process(Reminder(lambda: False, "event-time")).filter(lambda row: row != "again")
+        for each in (taken.append, sink, fail):
+            rows.sink(each)
+        return job
+
+    script = [*range(1, 9), 40, *range(9, 25)]
+    harness = jobs.harness(build, batch_size=8, settings={"job.on-error": "skip"}, dir=tmp_path)
+    assert sorted(harness.run(script)) == sorted(events_of(script))
+    assert sorted(taken) == sorted(events_of(script))
+    assert harness.finished.skipped_events == 1

@@ -19,6 +19,7 @@ from statestore_runtime.operators.stateless import (
     SourceOperator,
     UnionOperator,
 )
+from statestore_runtime.operators.timed import LateOperator
 from statestore_runtime.operators.windows import AlignedWindowOperator, SessionOperator, WindowOperator
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "KeyByOperator",
     "KeyedFunctionOperator",
     "KeyedOperator",
+    "LateOperator",
     "MapOperator",
     "Operator",
     "ProcessOperator",

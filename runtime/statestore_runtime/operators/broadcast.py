@@ -71,13 +71,20 @@ class BroadcastProcessOperator(KeyedFunctionOperator):
 
     def mark(self) -> None:
         """Keep a copy of the map, if a batch comes that may change it."""
+        super().mark()
         self._is_marked, self._before = True, None
+
+    def keep(self) -> None:
+        """The copy is needed no more."""
+        super().keep()
+        self._is_marked, self._before = False, None
 
     def rollback(self) -> None:
         """Bring the map back."""
         super().rollback()
         if self._before is not None:
             self._fill(self._before)
+        self._is_marked, self._before = False, None
 
     def snapshot(self) -> Any | None:
         """The map, and how far event time has come."""

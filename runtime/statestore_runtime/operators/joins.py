@@ -18,21 +18,15 @@ from statestore.ttl import TimeDomain
 from statestore_runtime.functions import CheckpointListener
 from statestore_runtime.joins import JoinContext, ProcessJoinFunction
 from statestore_runtime.operators.base import Guard, TaskContext, Times
-from statestore_runtime.operators.timed import Fired, TimedOperator, check_times
+from statestore_runtime.operators.timed import Fired, LateOperator, check_times
 from statestore_runtime.watermarks import MIN_WATERMARK
 
 TIMERS_PER_SPAN = 4
 """Timers of a key while as much time passes as lies between the two bounds."""
 
 
-class IntervalJoinOperator(TimedOperator):
-    """Joins two streams: port 0 is the left one.
-
-    Attributes
-    ----------
-    late_dropped : int
-        Events that were late, when there is no side output for them.
-    """
+class IntervalJoinOperator(LateOperator):
+    """Joins two streams: port 0 is the left one."""
 
     def __init__(
         self,
@@ -44,13 +38,12 @@ class IntervalJoinOperator(TimedOperator):
         types: tuple[Any, Any],
         late_output: str | None = None,
     ):
-        super().__init__(uid, key_type)
+        super().__init__(uid, key_type, late_output)
         self.function = function
-        self._lower, self._upper, self._types, self._late_output = lower_ms, upper_ms, types, late_output
+        self._lower, self._upper, self._types = lower_ms, upper_ms, types
         self._needed_for = (upper_ms, -lower_ms)
         self._step = max(1, (upper_ms - lower_ms) // TIMERS_PER_SPAN)
         self._pair_context: JoinContext[Any] = JoinContext(self.timers, self.side)
-        self.late_dropped = 0
 
     def open(self, context: TaskContext) -> None:
         """Register the states, open the function."""
@@ -81,10 +74,7 @@ class IntervalJoinOperator(TimedOperator):
             made, made_times, ends, late = self._join(keys, events, known, port)
         self.emit_made(made, made_times, ends)
         self._emit_side()
-        if late and self._late_output is not None:
-            self.emit_aside(self._late_output, [batch[place] for place in late], [known[place] for place in late])
-        elif late:
-            self.late_dropped += len(late)
+        self._put_aside(late, batch, known)
 
     def _join(
         self, keys: list[Any], events: Iterator[Any], times: list[int], port: int

@@ -85,8 +85,8 @@ class KeyedFunctionOperator(TimedOperator):
             if result is not None:
                 made.extend(result)
                 times += [time] * (len(made) - len(times))
-                if len(made) >= RESULTS_TOGETHER:
-                    return Fired(made, times if in_event_time else None, False)
+            if len(made) + self.side.count >= RESULTS_TOGETHER:
+                return Fired(made, times if in_event_time else None, False)
         return Fired(made, times if in_event_time else None, True)
 
 

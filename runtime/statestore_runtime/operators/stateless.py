@@ -153,7 +153,7 @@ class AssignTimestampsOperator(Operator):
         self._clock: Clock
         self._generator: WatermarkGenerator
         self._is_input_idle = False
-        self._is_marked = False
+        self._is_marked = self._has_stamped = False  # since the mark
         self._newest: int | None = None  # as of the mark
 
     def open(self, context: TaskContext) -> None:
@@ -175,12 +175,13 @@ class AssignTimestampsOperator(Operator):
         """Stamp the events."""
         self._is_input_idle = False
         self.emit(batch, self._generator.stamp(batch))
+        self._has_stamped = True
         if not self._is_marked:
             self._go_on()
 
     def mark(self) -> None:
         """Remember the newest event time. Event time does not go on before the batch is through: it could not go back."""
-        self._is_marked, self._newest = True, self._generator.snapshot()
+        self._is_marked, self._has_stamped, self._newest = True, False, self._generator.snapshot()
 
     def rollback(self) -> None:
         """Go back to it."""
@@ -190,7 +191,9 @@ class AssignTimestampsOperator(Operator):
     def keep(self) -> None:
         """Let event time go on."""
         self._is_marked = False
-        self._go_on()
+        if self._has_stamped:
+            self._has_stamped = False
+            self._go_on()
 
     def on_watermark(self, watermark: int, port: int = 0) -> None:
         """Only the end counts."""

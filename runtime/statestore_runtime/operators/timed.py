@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from statestore.errors import UsageError
@@ -38,12 +39,19 @@ def check_times(uid: str, times: Times) -> list[int]:
 
 
 class TimedOperator(KeyedOperator):
-    """Base of the operators with timers and side outputs."""
+    """Base of the operators with timers and side outputs.
+
+    Attributes
+    ----------
+    fire_all
+        Called with a time domain and how far it has come, fires all timers that are due. By default `fire_until_done`.
+    """
 
     def __init__(self, uid: str, key_type: Any):
         super().__init__(uid, key_type)
         self.timers = TimerService()
         self.side = SideOutputs()
+        self.fire_all: Callable[[TimeDomain, int], None] = self.fire_until_done
 
     @property
     @abstractmethod
@@ -75,28 +83,53 @@ class TimedOperator(KeyedOperator):
         super().restore(states)
         self.timers.current_watermark = self.watermark
 
+    def mark(self) -> None:
+        """See `Operator.mark`."""
+        self.timers.mark()
+
     def rollback(self) -> None:
         """Forget what was sent to side outputs."""
+        self.timers.rollback()
         self.side.take()
+
+    def keep(self) -> None:
+        """See `Operator.keep`."""
+        self.timers.keep()
+
+    # Timers
 
     def advance(self, watermark: int) -> None:
         """Do what is due in event time."""
         super().advance(watermark)
         self.timers.current_watermark = watermark
-        self._run(self.timers.due_in_event_time(watermark, is_end=watermark >= MAX_WATERMARK), "event-time")
+        with self.timers.at_end() if watermark >= MAX_WATERMARK else nullcontext():
+            self.fire_all("event-time", watermark)
 
     def on_processing_time(self, now_ms: int) -> None:
         """Do what is due by the machine's clock."""
-        if self.timers.has_processing_time:
-            self._run(self.timers.due_in_processing_time(now_ms), "processing-time")
+        self.fire_all("processing-time", now_ms)
 
-    def _run(self, due: Iterator[tuple[int, Any]], domain: TimeDomain) -> None:
-        is_all = False
-        while not is_all:
-            with Guard(self.uid):
-                made, times, is_all = self._on_timers(due, domain)
-            self.emit_anew(made, times)
-            self._emit_side()
+    def fire_until_done(self, domain: TimeDomain, until: int) -> None:
+        """Fire all timers that are due, some at a time."""
+        while not self.fire(self.timers.due(domain, until), domain):
+            pass
+
+    def fire(self, due: Iterator[tuple[int, Any]], domain: TimeDomain) -> bool:
+        """Fire timers, up to about `RESULTS_TOGETHER` results, and emit these; whether these were all.
+
+        Raises
+        ------
+        UserCodeError
+            The function has failed on the last one that was taken from `due`, or an operator on what these timers have made.
+        """
+        with Guard(self.uid):
+            made, times, is_all = self._on_timers(due, domain)
+        self.emit_anew(made, times)
+        self._emit_side()
+        return is_all
+
+    def pass_over(self, time: int, key: Any) -> None:
+        """Do without a timer whose function fails. It has been taken out, and its key is the current one."""
 
     @abstractmethod
     def _on_timers(self, due: Iterator[tuple[int, Any]], domain: TimeDomain) -> Fired:
@@ -105,3 +138,50 @@ class TimedOperator(KeyedOperator):
     def _emit_side(self) -> None:
         for tag, values, times in self.side.take():
             self.emit_aside(tag, values, times)
+
+
+class LateOperator(TimedOperator):
+    """Base of the operators for which an event may come too late.
+
+    Parameters
+    ----------
+    late_output
+        Tag of the side output that takes such events, None to drop them.
+
+    Attributes
+    ----------
+    late_dropped : int
+        Events that were dropped. In a checkpoint; those of all workers before are the first one's to add.
+    """
+
+    def __init__(self, uid: str, key_type: Any, late_output: str | None):
+        super().__init__(uid, key_type)
+        self._late_output = late_output
+        self.late_dropped = self._late_before = 0
+
+    def _put_aside(self, late: list[int], batch: list[Any], times: list[int]) -> None:
+        """Pass on, or drop, those events of a batch that were late."""
+        if late and self._late_output is not None:
+            self.emit_aside(self._late_output, [batch[place] for place in late], [times[place] for place in late])
+        self.late_dropped += len(late) if self._late_output is None else 0
+
+    def mark(self) -> None:
+        """See `Operator.mark`."""
+        super().mark()
+        self._late_before = self.late_dropped
+
+    def rollback(self) -> None:
+        """Forget what was counted, too."""
+        super().rollback()
+        self.late_dropped = self._late_before
+
+    def snapshot(self) -> Any | None:
+        """How far event time has come, and how many events were dropped."""
+        known = super().snapshot()
+        return {**(known or {}), "late": self.late_dropped} if self.late_dropped else known
+
+    def restore(self, states: list[Any]) -> None:
+        """As of `KeyedOperator`."""
+        super().restore(states)
+        if self._context.subtask == 0:
+            self.late_dropped = sum(state.get("late", 0) for state in states)

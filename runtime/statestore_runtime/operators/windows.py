@@ -23,26 +23,20 @@ from statestore.versions import Upcast
 from statestore_runtime.functions import CheckpointListener
 from statestore_runtime.operators.base import Guard, TaskContext, Times
 from statestore_runtime.operators.contents import Contents
-from statestore_runtime.operators.timed import RESULTS_TOGETHER, Fired, TimedOperator, check_times
+from statestore_runtime.operators.timed import RESULTS_TOGETHER, Fired, LateOperator, check_times
 from statestore_runtime.watermarks import MIN_WATERMARK
 from statestore_runtime.windows import Session, Sliding, Tumbling, Window
 
 
-class WindowOperator(TimedOperator):
-    """Base of the operators with windows.
-
-    Attributes
-    ----------
-    late_dropped : int
-        Events that were late, when there is no side output for them.
-    """
+class WindowOperator(LateOperator):
+    """Base of the operators with windows."""
 
     def __init__(self, uid: str, key_type: Any, contents: Contents, lateness_ms: int, late_output: str | None):
-        super().__init__(uid, key_type)
-        self._contents, self._lateness, self._late_output = contents, lateness_ms, late_output
+        super().__init__(uid, key_type, late_output)
+        self._contents, self._lateness = contents, lateness_ms
         self._made: list[Any] = []
         self._times: list[int] = []
-        self.late_dropped = 0
+        self._is_mute = False
 
     def open(self, context: TaskContext) -> None:
         """Register the states."""
@@ -77,10 +71,7 @@ class WindowOperator(TimedOperator):
             self._store(windows)
         self.emit_anew(*self._take())
         self._emit_side()
-        if late and self._late_output is not None:
-            self.emit_aside(self._late_output, [batch[place] for place in late], [known[place] for place in late])
-        elif late:
-            self.late_dropped += len(late)
+        self._put_aside(late, batch, known)
 
     @abstractmethod
     def _add(self, windows: dict[Any, Any], keys: list[Any], events: Iterator[Any], times: list[int]) -> list[int]:
@@ -97,11 +88,19 @@ class WindowOperator(TimedOperator):
         self._store(windows)
         return Fired(*self._take(), len(fired) < RESULTS_TOGETHER)
 
+    def pass_over(self, time: int, key: Any) -> None:
+        """Forget the windows whose time has come, or keep them for late events, without what they would have emitted."""
+        self._is_mute = True
+        self._on_timers(iter([(time, key)]), "event-time")
+        self._is_mute = False
+
     @abstractmethod
     def _on_timer(self, time: int, key: Any, held: dict[int, Any]) -> None:
         """Emit and forget those of a key's windows whose time has come."""
 
     def _emit_window(self, key: Any, window: Window, accumulator: Any) -> None:
+        if self._is_mute:
+            return
         self._made.extend(self._contents.results(key, window, accumulator) or ())
         self._times += [window.max_timestamp] * (len(self._made) - len(self._times))
 

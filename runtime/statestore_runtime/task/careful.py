@@ -2,22 +2,26 @@
 failed on one and is about to come to it again.
 
 What operators keep is marked before each batch, and comes back when one of its events fails; what leaves the worker is held until the batch
-is through. Then the events of that batch are processed one by one, up to the one that fails, or around it. What a function keeps
-elsewhere, and what a `CallableSink` has done, is beyond this. So is an event that one sink can't take when another has taken it already.
+is through. Then the events of that batch are processed one by one, up to the one that fails, or around it. The timers of an operator that
+are due are a batch like that. What a function keeps elsewhere, and what a `CallableSink` has done, is beyond this. So is an event that one
+sink can't take when another has taken it already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from statestore.errors import UsageError
 from statestore.store import StateStore
+from statestore.ttl import TimeDomain
 from statestore_runtime.functions import UserCodeError
 from statestore_runtime.operators import Operator, SinkOperator
 from statestore_runtime.operators.base import Guard, Times
 from statestore_runtime.operators.exchange import Keys
+from statestore_runtime.operators.timed import TimedOperator
 from statestore_runtime.task.exchange import ExchangeOutput
 
 POISON = (UserCodeError, UsageError)
@@ -28,6 +32,9 @@ EmitPart = Callable[[int, int], None]
 
 OnPoison = Callable[[UserCodeError | UsageError, int], None]
 """Called with the error and the index of the event that has failed; what it raises ends the batch."""
+
+OnFailedTimer = Callable[[UserCodeError | UsageError, int, Any], None]
+"""Called with the error, and time and key of the timer on which it came; what it raises ends the step."""
 
 
 class Undoable(Protocol):
@@ -51,6 +58,8 @@ class Careful:
 
     Parameters
     ----------
+    on_failed_timer
+        What becomes of a timer that is passed over.
     others
         What has to be undone beside store and operators.
     """
@@ -60,14 +69,17 @@ class Careful:
         store: StateStore,
         operators: Sequence[Operator],
         outputs: Sequence[ExchangeOutput],
+        on_failed_timer: OnFailedTimer,
         others: Sequence[Undoable] = (),
     ):
         self._store = store
         self._undoable: list[Undoable] = [*operators, *others]
-        self._is_trying = False  # what timers emit between two batches is not held
+        self._on_failed_timer = on_failed_timer
+        self._is_trying = False  # what nothing has led to that can fail again is not held
         self._writes: list[tuple[SinkOperator, list[Any]]] = []
         self._sends: list[Callable[[], None]] = []
         self._sinks = [operator for operator in operators if isinstance(operator, SinkOperator)]
+        self._timed = [operator for operator in operators if isinstance(operator, TimedOperator)]
         self._outputs = outputs
         self._written: set[str] = set()
         """Sinks that have taken their part of a batch."""
@@ -77,6 +89,8 @@ class Careful:
             operator.write = self._held_write(operator)
         for output in outputs:
             output.operator.send = self._held_send(output)
+        for timed in self._timed:
+            timed.fire_all = partial(self.fire_all, timed)
 
     def _held_write(self, operator: SinkOperator) -> Callable[[list[Any]], None]:
         def write(batch: list[Any]) -> None:
@@ -103,6 +117,8 @@ class Careful:
             operator.write = operator.sink.write
         for output in self._outputs:
             output.operator.send = output.send
+        for timed in self._timed:
+            timed.fire_all = timed.fire_until_done
 
     @property
     def left_traces(self) -> bool:
@@ -121,7 +137,7 @@ class Careful:
         """
         self._passed_over = set()
         try:
-            self._attempt(0, count, emit)
+            self._attempt(partial(emit, 0, count))
         except POISON:
             self._passed_over = set(self._written)
         else:
@@ -129,9 +145,40 @@ class Careful:
             return
         for index in range(count):
             try:
-                self._attempt(index, index + 1, emit)
+                self._attempt(partial(emit, index, index + 1))
             except POISON as error:
                 on_poison(error, index)
+            else:
+                self._keep()
+
+    def fire_all(self, operator: TimedOperator, domain: TimeDomain, until: int) -> None:
+        """Fire the timers of an operator that are due. Raises as `process`, and what `on_failed_timer` does."""
+        before = self._passed_over  # of the batch that has let time go on, if it was one
+        while operator.timers.has_due(domain, until):
+            self._passed_over = set()
+            due = _Counted(operator.timers.due(domain, until))
+            try:
+                self._attempt(partial(operator.fire, due, domain))
+            except POISON:
+                self._passed_over = set(self._written)
+                self._fire_singly(operator, domain, until, due.count)
+            else:
+                self._keep()
+        self._passed_over = before
+
+    def _fire_singly(self, operator: TimedOperator, domain: TimeDomain, until: int, count: int) -> None:
+        """Fire so many timers. One that fails is there again after it, and is taken out without being fired."""
+
+        def fire_next() -> None:
+            operator.fire(islice(operator.timers.due(domain, until), 1), domain)
+
+        for _ in range(count):
+            try:
+                self._attempt(fire_next)
+            except POISON as error:
+                time, key = next(operator.timers.due(domain, until))
+                self._on_failed_timer(error, time, key)
+                operator.pass_over(time, key)
             else:
                 self._keep()
 
@@ -139,14 +186,14 @@ class Careful:
         for undoable in self._undoable:
             undoable.keep()
 
-    def _attempt(self, begin: int, end: int, emit: EmitPart) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         self._store.mark()
         for undoable in self._undoable:
             undoable.mark()
         self._written = set()
         self._is_trying = True
         try:
-            emit(begin, end)
+            action()
             changes = self._store.encode_changes()
             self._let_go()
         except POISON:
@@ -170,3 +217,15 @@ class Careful:
         sends, self._sends = self._sends, []
         for send in sends:
             send()
+
+
+class _Counted(Iterator[tuple[int, Any]]):
+    """Timers, and how many of them were taken."""
+
+    def __init__(self, timers: Iterator[tuple[int, Any]]):
+        self._timers, self.count = timers, 0
+
+    def __next__(self) -> tuple[int, Any]:
+        taken = next(self._timers)
+        self.count += 1
+        return taken

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from statestore.clock import Clock
 from statestore.metrics import StoreMetrics
+from statestore.progress import RestoreProgress
 from statestore.store import StateStore
-from statestore_runtime.messages import Finished, Progress
+from statestore_runtime.messages import Finished, Progress, Restoring
 
 
 @dataclass(slots=True)
@@ -20,6 +21,18 @@ class Tally:
     """Those of them that were read before this run."""
     skipped: int = 0
     """Passed over because a function failed on them."""
+
+
+def restoring(job: str, progress: RestoreProgress) -> Restoring:
+    """How far a worker's restoring is."""
+    return Restoring(
+        job=job,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        entries=progress.entries,
+        seconds=progress.seconds,
+        eta_seconds=progress.eta_seconds,
+    )
 
 
 def progress(metrics: StoreMetrics, events: int, seconds: float) -> Progress:
@@ -42,6 +55,7 @@ def finished(
     begun: float,
     tally: Tally,
     bad_records: int,
+    late_events: int,
     outputs: list[str],
 ) -> Finished:
     """What a worker has come to since `begun`, on the monotonic clock. Checkpoints and heartbeats are the JobManager's to add."""
@@ -74,4 +88,5 @@ def finished(
         outputs=outputs,
         shares={activity: seconds / total for activity, seconds in spent.items()},
         skipped_events=tally.skipped,
+        late_events=late_events,
     )

@@ -61,10 +61,10 @@ class Output:
             self.sinks[name] = FileSink(Path(base, uid), if_exists="append")
         return self.sinks[name]
 
-    def write_dead_letter(self, event: Any, error: UserCodeError | UsageError) -> None:
-        """Put an event aside on which a function failed. Raises as `Sink.write` does."""
+    def write_dead_letter(self, text: str, error: UserCodeError | UsageError) -> None:
+        """Put aside an event, or a timer, on which a function failed. Raises as `Sink.write` does."""
         uid = error.operator if isinstance(error, UserCodeError) else EVENTS
-        self.dead_letters(EVENTS).write([DeadLetter(source=uid, text=repr(event), error=str(error))])
+        self.dead_letters(EVENTS).write([DeadLetter(source=uid, text=text, error=str(error))])
 
     def _adopt_dead_letters(self, meta: Meta) -> None:
         """Sinks for the dead letters of a run with another policy: what the checkpoint has of them must be committed."""

@@ -30,8 +30,7 @@ from statestore.types import Attempt
 from statestore_runtime.functions import UserCodeError
 from statestore_runtime.jobmanager.failures import failed_of
 from statestore_runtime.jobmanager.splits import restored_share
-from statestore_runtime.messages import Restoring
-from statestore_runtime.operators import KeyedOperator, Operator, SourceOperator, TaskContext
+from statestore_runtime.operators import KeyedOperator, LateOperator, Operator, SourceOperator, TaskContext
 from statestore_runtime.protocol import (
     Abort,
     AnyCommand,
@@ -56,7 +55,7 @@ from statestore_runtime.task.careful import Careful, EmitPart
 from statestore_runtime.task.discovery import Discovery
 from statestore_runtime.task.edges import Edges
 from statestore_runtime.task.exchange import ExchangeInput
-from statestore_runtime.task.figures import Tally, finished, progress
+from statestore_runtime.task.figures import Tally, finished, progress, restoring
 from statestore_runtime.task.meta import Meta, check_uids, known_splits
 from statestore_runtime.task.network import Network
 from statestore_runtime.task.output import Output, close_quietly
@@ -162,7 +161,8 @@ class Task:
         )
         self._open_sources(meta)
         if deploy.careful or config.job.on_error != "fail":
-            self._careful = Careful(store, self._operators, self._edges.outputs, list(self.sources.values()))
+            others = list(self.sources.values())
+            self._careful = Careful(store, self._operators, self._edges.outputs, self._on_failed_timer, others)
         self._tell_opened(meta)
 
     def _open_operators(self, meta: Meta) -> None:
@@ -298,14 +298,21 @@ class Task:
             return
 
         def on_poison(error: UserCodeError | UsageError, index: int) -> None:
-            policy = self._config.job.on_error
-            if policy == "fail":
+            if self._config.job.on_error == "fail":
                 raise _ReproducedError(error, index)
-            self._tally.skipped += 1
-            if policy == "dead-letter":
-                self._output.write_dead_letter(event_at(index), error)
+            self._pass_over(repr(event_at(index)), error)
 
         self._careful.process(count, emit, on_poison)
+
+    def _on_failed_timer(self, error: UserCodeError | UsageError, time: int, key: Any) -> None:
+        if self._config.job.on_error == "fail":
+            raise error
+        self._pass_over(f"timer(key={key!r}, time={time})", error)
+
+    def _pass_over(self, text: str, error: UserCodeError | UsageError) -> None:
+        self._tally.skipped += 1
+        if self._config.job.on_error == "dead-letter":
+            self._output.write_dead_letter(text, error)
 
     def _fire_timers(self, now: float) -> None:
         self._next_timers = now + TIMER_SECONDS
@@ -328,18 +335,7 @@ class Task:
     # Telling
 
     def _tell_restoring(self, progress: RestoreProgress) -> None:
-        self._tell(
-            Recovering(
-                restoring=Restoring(
-                    job=self._job,
-                    bytes_done=progress.bytes_done,
-                    bytes_total=progress.bytes_total,
-                    entries=progress.entries,
-                    seconds=progress.seconds,
-                    eta_seconds=progress.eta_seconds,
-                )
-            )
-        )
+        self._tell(Recovering(restoring=restoring(self._job, progress)))
 
     def _tell_opened(self, meta: Meta) -> None:
         store = self._store
@@ -377,6 +373,7 @@ class Task:
             begun=self._begun,
             tally=self._tally,
             bad_records=sum(source.context.bad_records for source in self.sources.values()),
+            late_events=sum(each.late_dropped for each in self._operators if isinstance(each, LateOperator)),
             outputs=list(self._output.places()),
         )
         self._tell(Done(finished=figures))
