@@ -95,7 +95,7 @@ class Driven:
     def lose(self, worker, deployment=None):
         self.manager.handle(Lost(deployment or self.deployed, worker, "was killed"))
 
-    def opened(self, restored=None, *, is_newest=True, splits=()):
+    def opened(self, restored=None, *, is_newest=True, splits=(), workers=None):
         report = Opened(
             backend="memory",
             state="memory",
@@ -107,7 +107,8 @@ class Driven:
             recover_seconds=0.0,
             splits={"source": list(splits)},
         )
-        self.say_all(report)
+        for worker in range(self.manager.parallelism) if workers is None else workers:
+            self.say(worker, report)
 
     def acknowledge(self, *workers):
         for worker in workers or range(self.manager.parallelism):

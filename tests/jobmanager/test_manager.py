@@ -6,7 +6,7 @@ import pytest
 
 from statestore.errors import CorruptionError, FencedError, UnavailableError
 from statestore_runtime.jobmanager.events import Cancel, Claimed, RequestRefusedError, TakeCheckpoint
-from statestore_runtime.jobmanager.manager import JobState
+from statestore_runtime.jobmanager.state import JobState
 from statestore_runtime.messages import Finished, Restarting, Restoring, Started
 from statestore_runtime.protocol import (
     Assign,
@@ -100,11 +100,12 @@ def test_splits_go_to_the_workers_that_have_fewest():
 # Failures
 
 
-def test_a_lost_worker_restarts_the_job_after_the_delay(running):
+def test_a_lost_worker_restarts_the_job_after_the_delay(running, caplog):
     running.lose(1)
     assert running.state is JobState.RESTARTING
     assert running.deployment.ends == 1
     assert isinstance(running.told[-1], Restarting) and running.told[-1].delay_seconds == 5.0
+    assert caplog.messages[-1] == "job 'job' has failed: worker process 1 was killed; restart 1 in 5.0 s"
     assert running.passes(4.0) == pytest.approx(1.0)
     running.passes(1.0)
     assert running.state is JobState.RESTORING and running.deployment.claims[-1] == (2, 0)
@@ -116,7 +117,7 @@ def test_of_two_workers_that_lose_each_other_one_failure_counts(running):
     running.say(1, lost_peer)
     running.lose(0)
     running.lose(1)
-    assert running.manager.restarts == 1 and len(running.manager.failures) == 1
+    assert running.manager.failures.restarts == 1 and len(running.manager.failures.last) == 1
 
 
 def test_a_claim_that_is_answered_when_it_was_given_up_starts_nothing(running):
@@ -127,6 +128,16 @@ def test_a_claim_that_is_answered_when_it_was_given_up_starts_nothing(running):
     running.manager.handle(Claimed(2, 7))
     assert len(running.deployment.started) == 1
     assert running.state is JobState.RESTARTING
+
+
+def test_a_claim_that_was_given_up_and_shuts_the_next_attempt_out_is_outbid(running):
+    failed_once(running)
+    running.opened(1)
+    running.manager.handle(Claimed(1, 7))  # of deployment 1: its storage has taken all that time
+    assert running.state is JobState.RESTORING and running.deployment.claims[-1] == (3, 7)
+    assert running.deployment.ends == 2 and running.manager.failures.restarts == 1
+    running.manager.handle(Claimed(2, 6))
+    assert running.deployment.claims[-1] == (3, 7), "an older one is of no interest"
 
 
 def test_what_fails_before_it_has_ever_run_ends_the_job():
@@ -156,32 +167,32 @@ def test_only_what_may_pass_is_tried_again(running, failure, state):
     assert running.state is state
 
 
+@pytest.mark.parametrize(("code", "state"), [(1, JobState.RESTARTING), (4, JobState.FAILED)])
+def test_an_internal_error_that_fails_a_checkpoint_may_pass_too(code, state):
+    job = Driven(tolerable_failed=0).runs()
+    job.passes(10.0)
+    job.decline(exit_code=code)
+    assert job.state is state
+
+
 def test_an_owner_that_nobody_knows_is_outbid_at_once(running):
     running.say(1, Failed(error="fenced", exit_code=6, claim_above=41))
     assert running.deployment.claims[-1] == (2, 41) and running.deployment.ends == 1
-    assert not running.manager.failures
+    assert not running.manager.failures.last
 
 
 def test_the_strategy_gives_up():
     job = Driven(restarts=0).runs()
     job.lose(0)
-    assert job.state is JobState.FAILED and "worker process 0 was killed" in job.manager.failures[-1].error
+    assert job.state is JobState.FAILED and "worker process 0 was killed" in job.manager.failures.last[-1].error
 
 
 def test_workers_that_restored_different_checkpoints_start_again(running):
     failed_once(running)
     running.deployment.sent.clear()
-    running.manager._handle_report(0, opened_with(running, 1))
-    running.manager._handle_report(1, opened_with(running, 2))
+    running.opened(1, workers=[0])
+    running.opened(2, workers=[1])
     assert running.state is JobState.RESTARTING and not running.sent(Begin)
-
-
-def opened_with(job, number):
-    taken = []
-    say, job.say = job.say, lambda worker, report: taken.append(report)
-    job.opened(number)
-    job.say = say
-    return taken[0]
 
 
 # Time
@@ -195,7 +206,7 @@ def test_a_silent_worker_is_dead(running):
     running.clock.advance(1.0)
     running.manager.tick()
     assert running.state is JobState.RESTARTING
-    assert running.manager.failures[-1].error == "worker process 1 stayed silent for 50 s and was killed"
+    assert running.manager.failures.last[-1].error == "worker process 1 stayed silent for 50 s and was killed"
 
 
 def test_state_must_open_within_its_time_or_tell_of_progress():
@@ -206,7 +217,7 @@ def test_state_must_open_within_its_time_or_tell_of_progress():
     job.passes(99.0)
     assert job.state is JobState.RESTORING
     job.passes(1.0)
-    assert "job.restore-timeout" in job.manager.failures[-1].error
+    assert "job.restore-timeout" in job.manager.failures.last[-1].error
 
 
 def test_progress_of_a_lazy_restore_sets_no_deadline():
@@ -218,9 +229,9 @@ def test_progress_of_a_lazy_restore_sets_no_deadline():
     job.complete()
     for _ in range(6):
         job.passes(20.0)
-        if job.manager._round is not None:
+        if len(job.triggers) > len(job.deployment.commits):
             job.complete()
-    assert job.state is JobState.RUNNING and not job.manager.failures
+    assert job.state is JobState.RUNNING and not job.manager.failures.last
 
 
 def test_it_waits_while_a_checkpoint_that_it_insists_on_is_pending_or_has_failed():
@@ -246,7 +257,7 @@ def test_workers_that_are_done_are_not_expected_to_be_heard(running):
     assert running.state is JobState.RUNNING
     running.clock.advance(50.0)
     running.manager.tick()
-    assert running.manager.failures[-1].error.startswith("worker process 1 stayed silent")
+    assert running.manager.failures.last[-1].error.startswith("worker process 1 stayed silent")
 
 
 def test_a_job_that_does_not_stop_in_time_restarts(running):
@@ -255,7 +266,7 @@ def test_a_job_that_does_not_stop_in_time_restarts(running):
     running.complete()
     for _ in range(5):
         running.passes(40.0)
-    assert "job.stop-timeout" in running.manager.failures[-1].error
+    assert "job.stop-timeout" in running.manager.failures.last[-1].error
 
 
 # What functions fail on
@@ -286,7 +297,7 @@ def test_what_was_before_the_failure_is_saved_and_the_job_ends(running):
     running.complete()
     assert running.state is JobState.FAILING and running.deployment.ends == 1, "its output is not visible yet"
     running.done()
-    assert running.state is JobState.FAILED and running.manager.failures[-1] == REPRODUCED
+    assert running.state is JobState.FAILED and running.manager.failures.last[-1] == REPRODUCED
 
 
 @pytest.mark.parametrize("how", ["declined", "too long", "lost", "not visible"])
@@ -305,7 +316,7 @@ def test_it_ends_for_the_functions_failure_also_when_nothing_can_be_saved(how):
             running.complete()
             for _ in range(5):
                 running.passes(40.0)
-    assert running.state is JobState.FAILED and running.manager.failures[-1] == REPRODUCED
+    assert running.state is JobState.FAILED and running.manager.failures.last[-1] == REPRODUCED
 
 
 def test_nothing_is_saved_where_that_is_not_wanted():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from statestore.errors import CorruptionError
+from statestore.errors import CorruptionError, UsageError
 from statestore_runtime.jobmanager.events import Cancel, Copied, RequestRefusedError, Rescale, Stop, TakeCheckpoint
-from statestore_runtime.jobmanager.manager import JobState
+from statestore_runtime.jobmanager.state import JobState
 from statestore_runtime.protocol import Begin, Drain, Failed, InputEnded
 from tests.jobmanager.driving import Driven
 
@@ -34,6 +34,11 @@ def test_a_checkpoint_waits_for_the_pause_and_answers_with_its_path(running):
     running.passes(0.1)
     running.complete()
     assert running.answers == ["chk-2"]
+
+
+def test_it_looks_again_when_the_pause_before_a_checkpoint_is_over(running):
+    running.ask(TakeCheckpoint)
+    assert running.passes(1.9) == pytest.approx(0.1)
 
 
 def test_a_checkpoint_that_fails_answers_with_the_reason(running):
@@ -65,6 +70,18 @@ def test_a_savepoint_is_copied_from_its_checkpoint(running):
     assert copy.dir == "file:///savepoints" and copy.manifest.checkpoint_id == 2 and not running.answers
     running.manager.handle(Copied("file:///savepoints/1", copy.reply))
     assert running.answers == ["file:///savepoints/1"]
+
+
+def test_a_savepoint_while_it_goes_on_is_not_the_one_that_it_stops_with(running):
+    running.ask(TakeCheckpoint, savepoint_dir="file:///savepoints")
+    running.passes(2.0)
+    running.complete()
+    running.manager.handle(Copied("file:///savepoints/1", running.deployment.copies[0].reply))
+    running.ask(Stop)
+    running.passes(2.0)
+    running.complete()
+    running.done()
+    assert running.state is JobState.FINISHED and running.manager.savepoint is None
 
 
 def test_a_checkpoint_that_was_pending_when_the_job_failed_is_refused(running):
@@ -170,7 +187,30 @@ def test_a_savepoint_answers_once_whatever_the_job_does_meanwhile(running, what)
             running.done()
     assert running.answers == [] and len(running.deployment.copies) == 1
     running.manager.handle(Copied("file:///savepoints/1", copy.reply))
-    assert running.answers == ["file:///savepoints/1"]
+    assert running.answers == [running.manager.savepoint] == ["file:///savepoints/1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [(UsageError("there is one already"), 2, "there is one already"), (OSError("disk full"), 3, "OSError: disk full")],
+)
+def test_a_savepoint_that_fails_tells_that_the_job_has_stopped_all_the_same(running, error, code, text):
+    copy = stopped_with_savepoint(running)
+    running.done()
+    running.manager.handle(Copied(None, copy.reply, error))
+    (told,) = running.answers
+    assert str(told).startswith("job 'job' stops with checkpoint 2, which could not be copied: ") and text in str(told)
+    assert told.exit_code == code and running.manager.savepoint is None
+
+
+def test_what_is_saved_before_a_failure_is_not_the_savepoint_of_a_stop(running):
+    running.ask(Stop, savepoint_dir="file:///savepoints", drain=True)
+    running.say(0, Failed(error="a function failed", exit_code=10, is_users=True, is_reproduced=True, can_save=True))
+    running.passes(2.0)
+    running.complete()
+    running.done()
+    (refused,) = running.answers
+    assert "has failed: a function failed" in str(refused) and not running.deployment.copies
 
 
 @pytest.mark.parametrize(
@@ -211,7 +251,16 @@ def test_rescaling_goes_on_with_another_number_of_workers(running):
     running.claimed()
     assert running.deployment.started[-1].parallelism == 3
     running.opened(2)
-    assert running.answers == [3] and running.state is JobState.RUNNING and running.manager.restarts == 0
+    assert running.answers == [3] and running.state is JobState.RUNNING and running.manager.failures.restarts == 0
+
+
+def test_a_rescaled_job_that_is_cancelled_has_not_finished(running):
+    running.ask(Rescale, 3)
+    running.passes(2.0)
+    running.complete()
+    running.done()
+    running.manager.handle(Cancel(lambda outcome: None))
+    assert running.state is JobState.CANCELLED and running.manager.finished is None
 
 
 @pytest.mark.parametrize("is_complete", [False, True])

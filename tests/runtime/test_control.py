@@ -38,8 +38,9 @@ from statestore_runtime.jobmanager.events import (
     TakeCheckpoint,
     Told,
 )
-from statestore_runtime.jobmanager.manager import JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import restart_strategy
+from statestore_runtime.jobmanager.state import JobState
 from statestore_runtime.loading import load_job
 from statestore_runtime.messages import Finished, Restarting
 from statestore_runtime.protocol import Acknowledged, Begin, Done, Drain, Opened, Trigger

@@ -66,7 +66,7 @@ def test_a_job_and_its_functions_are_told(config, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(storing, "complete_parts", complete)
-    monkeypatch.setattr("statestore_runtime.jobmanager.manager.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("statestore_runtime.jobmanager.rounds.RETRY_SECONDS", 0.0)
     Function.heard.clear()
     told = Told()
     config = replace(config, checkpointing=replace(config.checkpointing, tolerable_failed=1))

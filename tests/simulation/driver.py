@@ -7,8 +7,9 @@ from functools import partial
 from msgspec.structs import replace
 
 from statestore_runtime.jobmanager.events import Claimed, Committed, Copied, Lost, Told
-from statestore_runtime.jobmanager.manager import ENDED, JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import restart_strategy
+from statestore_runtime.jobmanager.state import ENDED, JobState
 from statestore_runtime.protocol import Abort, Begin, Complete, Trigger
 from tests.simulation.storage import info_of
 from tests.simulation.worker import Worker

@@ -9,7 +9,8 @@ import msgspec
 
 from statestore.config import CheckpointingConfig, Config, HeartbeatConfig, JobConfig, RestartConfig
 from statestore_runtime.jobmanager.events import Cancel, Rescale, Stop, TakeCheckpoint
-from statestore_runtime.jobmanager.manager import JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
+from statestore_runtime.jobmanager.state import JobState
 from tests.simulation.driver import Driver
 from tests.simulation.judge import Judge
 from tests.simulation.storage import Output, Storage
@@ -148,10 +149,10 @@ class SimulatedJob:
         """A JobManager is at its end: is there something to be done still, then it is started again."""
         manager = driver.manager
         self._check_answers(driver)
+        assert (manager.finished is not None) == (manager.state is JobState.FINISHED)
         if manager.state is JobState.FAILED:
             self._look_at_failure(driver)
         if self._has_all_output():
-            assert manager.state is not JobState.FINISHED or manager.finished is not None
             self._conclude()
             return
         if manager.state is JobState.FINISHED:
@@ -177,7 +178,7 @@ class SimulatedJob:
 
     def _look_at_failure(self, driver):
         """Whoever runs the job mends what made it fail; it must not have failed for less."""
-        failure = driver.manager.failures[-1]
+        failure = driver.manager.failures.last[-1]
         if failure.is_users and (failure.is_reproduced or self.config.restart.type != "exponential-delay"):
             self.poison.clear()
             return

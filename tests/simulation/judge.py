@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statestore_runtime.jobmanager.manager import JobState
+from statestore_runtime.jobmanager.state import JobState
 from tests.simulation.worker import SINK, SOURCE
 
 TOLERANCE_SECONDS = 1e-6

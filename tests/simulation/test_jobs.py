@@ -8,7 +8,11 @@ import logging
 import pytest
 from msgspec.structs import replace
 
-from statestore_runtime.jobmanager.manager import JobManager, JobState
+from statestore_runtime.jobmanager.heartbeats import HeartbeatMonitor
+from statestore_runtime.jobmanager.manager import JobManager
+from statestore_runtime.jobmanager.requests import Requests
+from statestore_runtime.jobmanager.rounds import Rounds
+from statestore_runtime.jobmanager.state import JobState
 from tests.conftest import SOAK_EXAMPLES
 from tests.simulation.trouble import REQUESTS, simulate_job
 from tests.simulation.worker import SINK, Worker
@@ -44,73 +48,70 @@ def test_the_same_seed_gives_the_same_trace():
         assert first == again != other
 
 
-# That the simulation would notice: JobManagers with a mistake each.
+# That the simulation would notice: parts of a JobManager with a mistake each.
 
 
-class TakesStaleAcknowledgements(JobManager):
-    def _handle_acknowledged(self, index, report):
-        if self._round is not None:
-            report = replace(report, checkpoint=self._round.number)
-        super()._handle_acknowledged(index, report)
+class TakesStaleAcknowledgements(Rounds):
+    def acknowledge(self, worker, report):
+        if self._pending is not None:
+            report = replace(report, checkpoint=self._pending.number)
+        super().acknowledge(worker, report)
 
 
-class NeedsNotAllAcknowledgements(JobManager):
-    def _handle_acknowledged(self, index, report):
-        if self._round is not None and report.checkpoint == self._round.number:
-            self._round.acknowledged.update(dict.fromkeys(range(1, self.parallelism), report))
-        super()._handle_acknowledged(index, report)
+class NeedsNotAllAcknowledgements(Rounds):
+    def acknowledge(self, worker, report):
+        if self._pending is not None and report.checkpoint == self._pending.number:
+            self._pending.acknowledged.update(dict.fromkeys(range(1, self._workers.parallelism), report))
+        super().acknowledge(worker, report)
 
 
-class BeginsBeforeTheFirstCheckpoint(JobManager):
-    def _insist(self, trigger):
-        if not self._has_begun and not trigger.stop:
-            self._begin()
-        super()._insist(trigger)
+class ForgetsWhatItInsistsOn(Rounds):
+    def _fail(self, error):
+        self.insisted = None
+        super()._fail(error)
 
 
-class ForgetsWhatItInsistsOn(JobManager):
-    def _fail_round(self, error):
-        self._insisted = None
-        super()._fail_round(error)
-
-
-class RefusesNobodyAtTheEnd(JobManager):
-    def _refuse_requests(self, reason):
+class ForgetsWhoWaitsForACheckpoint(Rounds):
+    def give_up(self, reason):
         pass
 
 
-class ForgetsWhoWaitsForACheckpoint(JobManager):
-    def _end_deployment(self, *, at_once=True):
-        self._round = None
-        super()._end_deployment(at_once=at_once)
+class LeavesNoPause(Rounds):
+    def __init__(self, clock, settings, **options):
+        super().__init__(clock, replace(settings, min_pause=0.0), **options)
+
+
+class WaitsForEverForACheckpoint(Rounds):
+    def _check_time(self, current):
+        pass
+
+
+class RefusesNobodyAtTheEnd(Requests):
+    def refuse_all(self, reason):
+        pass
+
+
+class HearsNoSilence(HeartbeatMonitor):
+    def __init__(self, clock, timeout_seconds):
+        super().__init__(clock, float("inf"))
+
+
+class BeginsBeforeTheFirstCheckpoint(JobManager):
+    def _after_opening(self):
+        super()._after_opening()
+        if self.state is JobState.RESTORING:
+            self._begin()
+
+
+class WaitsForEverForTheState(JobManager):
+    def _expect_opening(self):
+        pass
 
 
 class ForgetsToStopAfterARestart(JobManager):
     def _after_opening(self):
-        self._stopping = None
+        self._requests.stopping = None
         super()._after_opening()
-
-
-class LeavesNoPause(JobManager):
-    def _reset(self):
-        super()._reset()
-        self._coordinator._min_pause = 0.0
-
-
-class WaitsForEverForACheckpoint(JobManager):
-    def _check_time_of_round(self):
-        pass
-
-
-class WaitsForEverForTheState(JobManager):
-    def _check_deadline(self, now):
-        pass
-
-
-class HearsNoSilence(JobManager):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self._heartbeats.timeout_seconds = float("inf")
 
 
 class LetsWorkersLive(JobManager):
@@ -123,22 +124,26 @@ class LetsWorkersLive(JobManager):
     [
         (TakesStaleAcknowledgements, "have not acknowledged it|another checkpoint"),
         (NeedsNotAllAcknowledgements, "have not acknowledged it|another checkpoint"),
-        (BeginsBeforeTheFirstCheckpoint, "reads before there is a checkpoint"),
         (ForgetsWhatItInsistsOn, "of peace the job is|not answered"),
-        (RefusesNobodyAtTheEnd, "not answered"),
         (ForgetsWhoWaitsForACheckpoint, "not answered"),
-        (ForgetsToStopAfterARestart, "not answered"),
         (LeavesNoPause, "a pause of"),
         (WaitsForEverForACheckpoint, "of peace the job is|it spins"),
+        (RefusesNobodyAtTheEnd, "not answered"),
         (WaitsForEverForTheState, "of peace the job is|it spins"),
         (HearsNoSilence, "of peace the job is"),
+        (BeginsBeforeTheFirstCheckpoint, "reads before there is a checkpoint"),
+        (ForgetsToStopAfterARestart, "not answered"),
         (LetsWorkersLive, "have not been ended"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_a_mistake_would_be_noticed(mistaken, noticed):
+def test_a_mistake_would_be_noticed(mistaken, noticed, monkeypatch):
+    (part,) = mistaken.__bases__
+    if part is not JobManager:
+        monkeypatch.setattr(f"statestore_runtime.jobmanager.manager.{part.__name__}", mistaken)
+    manager_class = mistaken if part is JobManager else JobManager
     with pytest.raises(AssertionError, match=rf"(?s)SIMULATION_SEED=\d+: .*({noticed})"):
-        explore(lambda world: simulate_job(world, mistaken), range(SEEDS))
+        explore(lambda world: simulate_job(world, manager_class), range(SEEDS))
 
 
 def test_output_before_its_checkpoint_is_complete_would_be_noticed(monkeypatch):

@@ -7,7 +7,8 @@ import logging
 
 import pytest
 
-from statestore_runtime.jobmanager.manager import JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
+from statestore_runtime.jobmanager.state import JobState
 from tests.conftest import SOAK_EXAMPLES
 from tests.simulation.leading import Candidate, simulate_led_job
 from tests.simulation.storage import Storage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from statestore_runtime.jobmanager.manager import JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
+from statestore_runtime.jobmanager.state import JobState
 from tests.simulation.job import SimulatedJob
 
 TROUBLE_SECONDS = 20.0

@@ -257,7 +257,7 @@ class Candidate:
                 clerk.end(self._end("cancelled", error.exit_code, None, runner))
                 raise
             except JobFailedError as error:
-                if runner.manager.has_run and self._ha.leader.token == token:
+                if runner.manager.failures.has_run and self._ha.leader.token == token:
                     clerk.end(self._end("failed", error.exit_code, str(error), runner))
                 raise
             finally:

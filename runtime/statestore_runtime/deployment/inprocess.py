@@ -24,8 +24,9 @@ from statestore_runtime.functions import UserCodeError
 from statestore_runtime.job import Job
 from statestore_runtime.jobmanager.events import Event, Reply, Stop, Told
 from statestore_runtime.jobmanager.failures import JobCancelledError, failed_of
-from statestore_runtime.jobmanager.manager import ENDED, JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import NoRestart, RestartStrategy, restart_strategy
+from statestore_runtime.jobmanager.state import ENDED, JobState
 from statestore_runtime.listeners import with_listeners
 from statestore_runtime.messages import Finished, Message
 from statestore_runtime.protocol import AnyCommand, AnyReport, Deploy, Failed
@@ -133,11 +134,12 @@ class InProcess:
         if self._stop_requested:
             raise SystemExit(128 + signal.SIGTERM)
         if manager.state is JobState.FAILED:
-            cause = manager.failures[-1].cause
+            cause = manager.failures.last[-1].cause
             assert isinstance(cause, BaseException), "within one process a failure is an exception"
             raise cause
-        if manager.finished is None:
+        if manager.state is JobState.CANCELLED:
             raise JobCancelledError
+        assert manager.finished is not None, "it has finished"
         return manager.finished
 
     def step(self) -> None:

@@ -30,10 +30,11 @@ from statestore_runtime.deployment.processes import Processes
 from statestore_runtime.deployment.storing import Storing
 from statestore_runtime.deployment.watching import Watching, event_of
 from statestore_runtime.job import Job
-from statestore_runtime.jobmanager.events import Cancel, Event, Reply, Rescale, Stop, TakeCheckpoint
+from statestore_runtime.jobmanager.events import Cancel, Event, Reply, Request, Stop
 from statestore_runtime.jobmanager.failures import JobCancelledError
-from statestore_runtime.jobmanager.manager import ENDED, JobManager, JobState
+from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import restart_strategy
+from statestore_runtime.jobmanager.state import ENDED, JobState
 from statestore_runtime.listeners import with_listeners
 from statestore_runtime.messages import CheckpointCompleted, Finished, Message
 from statestore_runtime.protocol import AnyCommand, Deploy, Failed
@@ -174,7 +175,7 @@ class JobRunner:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(event, _StatusWanted | TakeCheckpoint | Stop | Cancel | Rescale):
+            if isinstance(event, _StatusWanted | Request):
                 event.reply(JobEndedError(self.manager.job))
 
     def _drain_wake(self) -> None:
@@ -229,12 +230,13 @@ class JobRunner:
         if self._signal is not None:
             raise JobStoppedError(128 + self._signal)
         if manager.state is JobState.FAILED:
-            raise JobFailedError(manager.failures[-1], manager.restarts)
-        if manager.finished is None:
+            raise JobFailedError(manager.failures.last[-1], manager.failures.restarts)
+        if manager.state is JobState.CANCELLED:
             raise JobCancelledError
+        assert manager.finished is not None, "it has finished"
         return Outcome(
             manager.finished,
-            manager.restarts,
+            manager.failures.restarts,
             self._clock.monotonic() - begun,
             manager.recovery_seconds,
             manager.savepoint,
@@ -274,10 +276,10 @@ class JobRunner:
             pid=os.getpid(),
             host=socket.gethostname(),
             parallelism=manager.parallelism,
-            restarts=manager.restarts,
+            restarts=manager.failures.restarts,
             workers=self.pids,
         )
-        return self._watching.added_to(known, manager.failures)
+        return self._watching.added_to(known, manager.failures.last)
 
     def _close(self) -> None:
         self._selector.close()

@@ -101,11 +101,12 @@ class Rescale:
     reply: Reply
 
 
-Event = Claimed | Told | Lost | Committed | Copied | TakeCheckpoint | Stop | Cancel | Rescale
+Request = TakeCheckpoint | Stop | Cancel | Rescale
+Event = Claimed | Told | Lost | Committed | Copied | Request
 
 
 class Deployment(Protocol):
-    """What carries out a JobManager's decisions. No method waits: what comes of it is an event."""
+    """What carries out a JobManager's decisions. No method but `end` waits: what comes of it is an event."""
 
     def claim(self, deployment: int, above: int) -> None:
         """Claim an attempt, greater than `above`: `Claimed`."""
