@@ -83,7 +83,9 @@ def test_wrong_job_files(folder):
 
 def test_a_failing_function(folder):
     (folder / "fails.py").write_text(JOB.replace("n % 2", "n % (n - 7)"))
-    line = check(statestore("run", "fails.py", cwd=folder), 10, "key-by-1", "ZeroDivisionError", "fails.py:4")
+    ended = statestore("run", "fails.py", cwd=folder)
+    line = check(ended, 10, "key-by-1", "ZeroDivisionError", "fails.py:4")
+    assert ended.err.count("; restart 1 in ") == 1, "it is shown, and not logged as well"
     assert line.endswith("(after 1 restart)"), "it is tried once more, to keep what came before"
     written = [line for part in folder.glob("out/part-*") for line in part.read_text().splitlines()]
     assert written == ["0", "1", "2", "3", "4", "8", "6"], "the sums of what came before 7, by the remainder of n - 7"

@@ -140,13 +140,16 @@ def test_cancelled(runs):
 
 
 def test_a_restart_and_its_cause(runs):
-    _, status = begun(runs)
+    process, status = begun(runs)
     os.kill(status["workers"][0], signal.SIGKILL)
     again = runs.wait(lambda status: status["restarts"] == 1 and status["state"] == "running")
     (failure,) = again["failures"]
     assert (failure["error"], failure["exit_code"]) == ("the worker process was killed by SIGKILL", 11)
     assert again["workers"] != status["workers"]
-    assert "s ago: the worker process was killed by SIGKILL" in runs.command("status").out
+    shown = runs.command("status").out
+    assert ", 1 restart, process " in shown and "s ago: the worker process was killed by SIGKILL" in shown
+    logged = "statestore: WARNING: job 'gated' has failed: the worker process was killed by SIGKILL; restart 1 in "
+    assert runs.error(process).startswith(logged)
 
 
 def test_only_one_process_runs_a_job(runs):
@@ -222,6 +225,28 @@ def test_in_the_background(runs):
     )
     assert (shown.code, "log in " in shown.out) == (0, True)
     wait_for(lambda: runs.written() == expected())
+
+
+def test_each_in_the_background_has_a_log_of_its_own(runs):
+    runs.overrides.append("high-availability.renew-interval=200ms")
+
+    def start():
+        return statestore("run", runs.file, "--ha", "--detached", "--json", *settings(runs.overrides), cwd=runs.folder)
+
+    one, other = start().json, start().json
+    try:
+        folder = runs.folder / "state" / "gated"
+        assert [one["log"], other["log"]] == [str(folder / name) for name in ("run.log", "run-2.log")]
+        wait_for(lambda: "gated: leading" in (folder / "run.log").read_text())
+        wait_for(lambda: f"standing by, process {one['pid']} on " in (folder / "run-2.log").read_text())
+        assert runs.command("cancel").code == 0
+        wait_for(lambda: not lives(one["pid"]) and not lives(other["pid"]))
+        assert "standing by" not in (folder / "run.log").read_text()
+        assert f"was cancelled at process {one['pid']} on " in (folder / "run-2.log").read_text()
+    finally:
+        for pid in (one["pid"], other["pid"]):
+            if lives(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_no_such_job(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -42,12 +44,8 @@ def run_detached(arguments: Sequence[str], job: str, state_dir: str, clock: Cloc
     UnavailableError
         The log file can't be written.
     """
-    log = Path(state_dir, job, "run.log")
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("ab")
-    except OSError as error:
-        raise UnavailableError("log file", str(log), error.strerror) from error
+    file = _own_log(Path(state_dir, job))
+    log = Path(file.name)
     with file:
         begin = file.tell()
         process = _started(arguments, file)
@@ -63,6 +61,33 @@ def run_detached(arguments: Sequence[str], job: str, state_dir: str, clock: Cloc
         if state in HAS_BEGUN:
             return process.pid, log, state
         clock.sleep(LOOK_SECONDS)
+
+
+def _own_log(folder: Path) -> IO[bytes]:
+    """The first log that no process writes to which lives: several run one job with high availability, and each says what it says alone.
+
+    It is locked until all have closed it who get it as their output.
+    """
+    for log in _logs(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = log.open("ab")
+        except OSError as error:
+            raise UnavailableError("log file", str(log), error.strerror) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+        except OSError:  # a file system without locks: better one log for all than none
+            return file
+        else:
+            return file
+    raise AssertionError("there is always another one")
+
+
+def _logs(folder: Path) -> Iterator[Path]:
+    yield folder / "run.log"
+    yield from (folder / f"run-{number}.log" for number in count(2))
 
 
 def _started(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from statestore_runtime.deployment.candidate import LeadershipLost, Leading, StandingBy
 from statestore_runtime.deployment.runner import Outcome
+from statestore_runtime.jobmanager.failures import restarts_logger
 from statestore_runtime.messages import (
     CheckpointCompleted,
     CheckpointFailed,
@@ -55,6 +56,8 @@ class Display:
         self._next_line = time.monotonic() + LINE_SECONDS
 
     def __enter__(self) -> Display:
+        if self._is_shown:  # a restart is told once
+            restarts_logger.disabled = True
         if self._live is not None:
             self._live.start()
         return self
@@ -62,6 +65,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        restarts_logger.disabled = False
         if self._live is not None:
             self._live.stop()
 
@@ -86,7 +90,7 @@ class Display:
                 self._say(f"a checkpoint failed: {reason}")
             case Restarting(reason=reason, restart=restart, delay_seconds=delay):
                 self._started = None
-                self._say(f"{reason}; restart {restart} in {delay:g} s")
+                self._say(f"{reason}; restart {restart} in {delay:.1f} s")
             case StandingBy(job=job, leader=leader):
                 self._say(f"{job}: standing by, {leader} leads")
             case Leading(job=job, token=token):

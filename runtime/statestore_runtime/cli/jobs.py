@@ -67,7 +67,7 @@ def ask(
 
 
 def list_(config: ConfigFile = None, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> None:
-    """List the jobs that run with this state.dir, and those that ran there and were not ended in order."""
+    """List the jobs that run, or have run, with this state.dir."""
     from statestore.config import load_config
     from statestore.errors import UnavailableError
     from statestore_runtime.control.client import JobClient, known_jobs
@@ -97,6 +97,8 @@ def _line(row: dict[str, Any]) -> str:
         parts.append(f"{row['parallelism']} worker{'s' if row['parallelism'] > 1 else ''}")
     if row.get("progress"):
         parts.append(f"{row['progress']['events']:,} events")
+    if row.get("restarts"):
+        parts.append(f"{row['restarts']} restart{'s' if row['restarts'] > 1 else ''}")
     if row.get("pid"):
         parts.append(f"process {row['pid']} for {row['seconds']:.0f} s")
     if row.get("problem"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 from statestore.errors import StateStoreError, UnavailableError
@@ -15,6 +16,9 @@ INTERNAL = 1
 """That of an error that is none of statestore's own."""
 
 REMEMBERED_FAILURES = 16
+
+restarts_logger = logging.getLogger("statestore_runtime.jobmanager.restarts")
+"""Of its own, so that whoever shows them can silence it."""
 
 
 class JobCancelledError(StateStoreError, RuntimeError):
@@ -78,8 +82,8 @@ class Failures:
         Whether the job has ever got so far as to read its sources, under this JobManager.
     """
 
-    def __init__(self, strategy: RestartStrategy, *, resumed: bool):
-        self._strategy, self._resumed, self.has_run = strategy, resumed, False
+    def __init__(self, job: str, strategy: RestartStrategy, *, resumed: bool):
+        self._job, self._strategy, self._resumed, self.has_run = job, strategy, resumed, False
         self.last: deque[Failed] = deque(maxlen=REMEMBERED_FAILURES)
         self.restarts = 0
         self._at_events: int | None = None
@@ -95,7 +99,10 @@ class Failures:
         if failure.is_users and not failure.is_reproduced:
             self._at_events = events
         delay = self._strategy.next_delay() if self._may_pass(failure) else None
-        self.restarts += delay is not None
+        if delay is not None:
+            self.restarts += 1
+            message = "job '%s' has failed: %s; restart %d in %.1f s"
+            restarts_logger.warning(message, self._job, failure.error, self.restarts, delay)
         return delay
 
     def _may_pass(self, failure: Failed) -> bool:

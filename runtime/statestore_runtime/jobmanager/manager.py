@@ -111,7 +111,7 @@ class JobManager:
         self._config, self._clock, self._deployment = config, clock, deployment
         self._restore, self._run, self._emit = restore, run, emit
         self.state = JobState.CREATED
-        self.failures = Failures(strategy, resumed=resumed)
+        self.failures = Failures(job, strategy, resumed=resumed)
         self.recovery_seconds = 0.0
         self.finished: Finished | None = None
         self.was_stopped = False
@@ -374,9 +374,7 @@ class JobManager:
             return
         self._enter(JobState.RESTARTING)
         self._deadline.set(delay)
-        restarts = self.failures.restarts
-        logger.warning("job '%s' has failed: %s; restart %d in %.1f s", self.job, failure.error, restarts, delay)
-        self._emit(Restarting(reason=failure.error, restart=restarts, delay_seconds=delay))
+        self._emit(Restarting(reason=failure.error, restart=self.failures.restarts, delay_seconds=delay))
 
     # Requests
 
