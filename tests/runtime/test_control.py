@@ -388,3 +388,21 @@ def test_another_machine_is_named(tmp_path):
     with pytest.raises(CorruptionError, match=r"address\.json"):
         JobClient(str(tmp_path), "job").statuses()
     assert known_jobs(str(tmp_path)) == ["job"]
+
+
+def test_who_asks_while_too_many_files_are_open_is_served_later(serve, monkeypatch, caplog):
+    monkeypatch.setattr("statestore_runtime.control.server.ALIVE_SECONDS", 0.01)
+    server = serve(lambda request, reply: reply({"job": "job"}))
+    original, failures = socket.socket.accept, [OSError(24, "Too many open files")] * 2
+
+    def accept(listener):
+        if failures:
+            raise failures.pop()
+        return original(listener)
+
+    address = read_address(server.folder)
+    ask(address, GetStatus())
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    ask(address, GetStatus())  # the thread waits in the original still
+    assert ask(address, GetStatus()) == {"job": "job"}
+    assert not failures and "requests about job 'job' have to wait" in caplog.text

@@ -149,7 +149,7 @@ class JobClient:
 
 
 def known_jobs(state_dir: str) -> list[str]:
-    """Names of the jobs that run, or ran and were not ended in order, with this `state.dir`."""
+    """Names of the jobs that run, or have run, with this `state.dir`."""
     root = Path(state_dir)
     names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     return sorted(name for name in names if any(folder.is_dir() for folder in control_folders(state_dir, name)))

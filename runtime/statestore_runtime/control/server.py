@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from statestore.errors import StateStoreError, UnavailableError, UsageError
 from statestore.io import FolderLock, LocalStorage
 from statestore_runtime.control.messages import AnyRequest, answer_of, decode_request, encode_line
 from statestore_runtime.control.place import ADDRESS, Address, bind
+
+logger = logging.getLogger("statestore_runtime.control")
 
 LOCK_SECONDS = 2.0
 """How long a process that ends may take to let go of the job."""
@@ -75,14 +79,13 @@ class ControlServer:
     def __init__(self, folder: Path, job: str, handle: Handle, *, lock_seconds: float = LOCK_SECONDS):
         self.folder, self._job, self._handle = folder, job, handle
         self._lock = _locked(folder, job, lock_seconds)
-        try:
-            self._listener = bind(folder)
+        with ExitStack() as on_error:
+            on_error.callback(self._lock.release)
+            self._listener = on_error.enter_context(bind(folder))
             self._path = self._listener.getsockname()
             address = Address(pid=os.getpid(), host=socket.gethostname(), socket=self._path)
             LocalStorage(folder).write(ADDRESS, msgspec.json.encode(address))
-        except BaseException:
-            self._lock.release()
-            raise
+            on_error.pop_all()
         self._is_closing = False
         self._waiting: dict[threading.Thread, queue.SimpleQueue[Outcome]] = {}
         self._thread = threading.Thread(target=self._accept, name="statestore-control", daemon=True)
@@ -108,7 +111,14 @@ class ControlServer:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:  # too many files are open: who asks now waits until that has passed
+                if self._is_closing:
+                    return
+                logger.warning("requests about job '%s' have to wait: %s", self._job, error)
+                time.sleep(ALIVE_SECONDS)
+                continue
             if self._is_closing:
                 connection.close()
                 return

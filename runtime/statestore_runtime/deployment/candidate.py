@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
-from statestore.errors import StateStoreError, UnavailableError
+from statestore.errors import FencedError, StateStoreError, UnavailableError
 from statestore.opening import checkpoint_dir
 from statestore_runtime.control.messages import AnyRequest, GetStatus, JobStatus, RequestFailedError
 from statestore_runtime.control.place import candidate_dir, control_folder
@@ -214,6 +214,10 @@ class Candidate:
             logger.warning("what the leader before has left can't be taken over yet: %s", error)
             self._clock.sleep(LOOK_SECONDS)
             return None
+        except FencedError:
+            if self._ha.leader.token == token:
+                raise
+            return None  # the lease was over before it had begun
         if (end := self._end_of(record)) is not None:
             return end
         self._on_message(Leading(job=self._job.name, token=token))
@@ -245,6 +249,7 @@ class Candidate:
                 config,
                 restore=self._restore,
                 run=record.run,
+                resumed=record.parallelism is not None,  # as its first leader has noted when it had opened its state
                 on_message=lambda message: self._take(message, clerk),
                 clock=self._clock,
                 listens=False,

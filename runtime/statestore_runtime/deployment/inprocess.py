@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from statestore.checkpoint.manifest import Manifest
+from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
 from statestore.errors import FencedError, StateStoreError
@@ -107,7 +108,7 @@ class InProcess:
         self._storing = Storing(config, job.name, clock, self._events.put)
         self._tasks: list[Task] = []
         self._deployment = 0
-        self._stop_requested = False
+        self._stop_requested = self._is_stopping = False
         self.manager = JobManager(
             job.name,
             config,
@@ -179,8 +180,6 @@ class InProcess:
             raise SystemExit(128 + signal.SIGTERM)
         self.request(Stop(lambda outcome: None))
 
-    _is_stopping = False
-
     @contextmanager
     def stopped_by_sigterm(self) -> Iterator[None]:
         """End the run in order when SIGTERM comes, and at once when it comes again; unless the program has its own handler."""
@@ -233,7 +232,7 @@ class InProcess:
         return lambda report: self._events.put(Told(deployment, index, report))
 
     def _task_failed(self, index: int, error: Exception) -> None:
-        self._teller(index)(task_failure(error, self._storing))
+        self._teller(index)(task_failure(error, lambda: self._storing.checkpoints))
 
     def send(self, worker: int, command: AnyCommand) -> None:
         """See `Deployment.send`."""
@@ -261,14 +260,14 @@ class InProcess:
         self._storing.copy(deployment, manifest, dir, reply)
 
 
-def task_failure(error: BaseException, storing: Storing) -> Failed:
-    """What a worker tells of the error that ended it."""
+def task_failure(error: BaseException, checkpoints: Callable[[], CheckpointStorage]) -> Failed:
+    """What a worker of the job with these checkpoints tells of the error that ended it."""
     failed = failed_of(error)
     if isinstance(error, UserCodeError):
         return msgspec.structs.replace(failed, is_users=True)
     if isinstance(error, FencedError) and error.owner is not None:
         try:
-            is_known = storing.checkpoints.has_attempt(Attempt(error.owner))
+            is_known = checkpoints().has_attempt(Attempt(error.owner))
         except StateStoreError:
             return failed
         if not is_known:  # its owner was counted elsewhere: the checkpoints were removed, or lie in another place

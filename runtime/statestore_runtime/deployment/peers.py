@@ -62,7 +62,7 @@ class PeerNetwork:
             return
         peer.send(pack(frame))
         self._set_writing(to, peer)
-        if not peer.is_open:
+        if not peer.is_heard:
             raise PeerLostError(self.subtask, to)
 
     def _set_writing(self, worker: int, peer: FrameSocket) -> None:

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import msgspec
 
 from statestore.config import Config
+from statestore.errors import UnavailableError
 from statestore_runtime.deployment.wire import FrameSocket
 from statestore_runtime.deployment.worker import Order
 from statestore_runtime.jobmanager.events import Event, Lost, Told
+from statestore_runtime.jobmanager.failures import failed_of
 from statestore_runtime.protocol import AnyCommand, Deploy, Failed, decode_report, encode
 
 DYING_SECONDS = 0.5
@@ -43,46 +45,56 @@ class Processes:
 
     Parameters
     ----------
-    target
-        `FILE[:VARIABLE]`.
+    target, job
+        `FILE[:VARIABLE]`, and the name of the job that is found there.
     post
         Takes what the workers report, and that they are gone.
     selector
         Watches their sockets; `data` of a key is called when there is something to read or to write.
     """
 
-    def __init__(self, target: str, config: Config, post: Post, selector: selectors.BaseSelector):
-        self._target, self._config, self._post, self._selector = target, config, post, selector
+    def __init__(self, target: str, job: str, config: Config, post: Post, selector: selectors.BaseSelector):
+        self._target, self._job, self._config, self._post, self._selector = target, job, config, post, selector
         self._workers: list[_Process] = []
         self._deployment = 0
 
     def start(self, deployment: int, deploy: Deploy) -> None:
-        """See `Deployment.start`."""
+        """See `Deployment.start`. That the system has no more processes or sockets for it is a failure of the first that is missing."""
         self._deployment = deployment
-        mesh = _mesh(deploy.parallelism)
+        parallelism = deploy.parallelism
+        ends: list[list[socket.socket | None]] = [[None] * parallelism for _ in range(parallelism)]  # of, to
         try:
-            for subtask, peers in enumerate(mesh):
-                self._start_one(subtask, peers, deploy)
+            for subtask in range(parallelism):
+                for other in range(
+                    subtask + 1, parallelism
+                ):  # only now: all of them at once may be more than can be open
+                    ends[subtask][other], ends[other][subtask] = socket.socketpair()
+                self._start_one(subtask, ends[subtask], deploy)
+                _close(ends[subtask])
+        except OSError as error:
+            self._post(Told(deployment, len(self._workers), failed_of(_no_worker(len(self._workers), error))))
         finally:
-            for peers in mesh:
-                for peer in peers:
-                    if peer is not None:
-                        peer.close()
+            for each in ends:
+                _close(each)
 
     def _start_one(self, subtask: int, peers: list[socket.socket | None], deploy: Deploy) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             descriptors = [theirs.fileno(), *(peer.fileno() for peer in peers if peer is not None)]
             arguments = [str(theirs.fileno()), *("-" if peer is None else str(peer.fileno()) for peer in peers)]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "statestore_runtime.deployment.worker", *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "statestore_runtime.deployment.worker", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=descriptors,
+                )
+            except BaseException:
+                ours.close()
+                raise
         worker = _Process(process, FrameSocket(ours))
         self._workers.append(worker)
         self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._listen(subtask))
-        order = Order(target=self._target, config=self._config, deploy=deploy, subtask=subtask)
+        order = Order(target=self._target, job=self._job, config=self._config, deploy=deploy, subtask=subtask)
         worker.control.send([msgspec.msgpack.encode(order)])
         self._watch_writing(worker, subtask)
 
@@ -94,6 +106,8 @@ class Processes:
 
     def _listen(self, subtask: int, *, for_the_dead: bool = True) -> None:
         worker = self._workers[subtask]
+        if worker.is_lost:
+            return
         worker.control.flush()
         for frame in worker.control.receive():
             report = decode_report(frame)
@@ -112,6 +126,7 @@ class Processes:
             for subtask, worker in enumerate(self._workers):
                 if subtask != besides and not worker.is_lost and worker.process.poll() is not None:
                     self._listen(subtask, for_the_dead=False)  # it may have lost the same connection, and said so
+                    self._listen(subtask, for_the_dead=False)  # the end of what it has said comes behind that
                     return
             time.sleep(0.01)
 
@@ -162,13 +177,15 @@ class Processes:
             worker.control.close()
 
 
-def _mesh(parallelism: int) -> list[list[socket.socket | None]]:
-    """For each worker, its ends of the sockets to all of them."""
-    mesh: list[list[socket.socket | None]] = [[None] * parallelism for _ in range(parallelism)]
-    for one in range(parallelism):
-        for other in range(one):
-            mesh[one][other], mesh[other][one] = socket.socketpair()
-    return mesh
+def _close(ends: list[socket.socket | None]) -> None:
+    for end in ends:
+        if end is not None:
+            end.close()
+
+
+def _no_worker(subtask: int, error: OSError) -> UnavailableError:
+    hint = "raise its limits (ulimit -u for processes, ulimit -n for open files), or lower job.parallelism"
+    return UnavailableError("process", f"worker {subtask}", f"it can't be started: {error.strerror}", hint=hint)
 
 
 def _death(code: int) -> str:

@@ -30,7 +30,7 @@ from statestore_runtime.deployment.processes import Processes
 from statestore_runtime.deployment.storing import Storing
 from statestore_runtime.deployment.watching import Watching, event_of
 from statestore_runtime.job import Job
-from statestore_runtime.jobmanager.events import Cancel, Event, Reply, Request, Stop
+from statestore_runtime.jobmanager.events import Cancel, Copied, Event, Reply, Request, Stop
 from statestore_runtime.jobmanager.failures import JobCancelledError
 from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import restart_strategy
@@ -103,6 +103,8 @@ class JobRunner:
         As `run_job` takes it; by default another one each time.
     on_message
         Called with every message worth showing.
+    resumed
+        Whether the job has run before, under another JobManager: what fails the first deployment may pass then, and is tried again.
     listens
         Whether `statestore` commands reach it.
     leads
@@ -117,6 +119,7 @@ class JobRunner:
         *,
         restore: str | None = None,
         run: str | None = None,
+        resumed: bool = False,
         on_message: Callable[[Message], object] = lambda message: None,
         clock: Clock | None = None,
         listens: bool = True,
@@ -133,10 +136,12 @@ class JobRunner:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
-        self._processes = Processes(target, config, self._events.put, self._selector)
+        self._processes = Processes(target, job.name, config, self._events.put, self._selector)
         self._storing = Storing(config, job.name, self._clock, self.request)
         self._signal: int | None = None
-        self._next_ping = 0.0
+        self._is_hurried = False
+        """Whether nothing is waited for any more."""
+        self._next_ping = self._seconds_left = 0.0
         self.manager = JobManager(
             job.name,
             config,
@@ -147,6 +152,7 @@ class JobRunner:
             deployment=self,
             strategy=restart_strategy(config.restart, self._clock, random.Random().random),
             emit=self._show,
+            resumed=resumed,
         )
 
     def request(self, event: Event) -> None:
@@ -169,6 +175,7 @@ class JobRunner:
             self._wake_write.send(b"\0")
 
     def _refuse_the_rest(self) -> None:
+        """Answer everybody: also who waits for a savepoint that is complete only after the leadership was lost."""
         self._is_over = True
         while True:
             try:
@@ -177,6 +184,8 @@ class JobRunner:
                 return
             if isinstance(event, _StatusWanted | Request):
                 event.reply(JobEndedError(self.manager.job))
+            elif isinstance(event, Copied):
+                self.manager.handle(event)
 
     def _drain_wake(self) -> None:
         with suppress(BlockingIOError):
@@ -221,10 +230,12 @@ class JobRunner:
             cleanup.callback(self.end, at_once=True)
             try:
                 self.manager.start()
-                while self.manager.state not in ENDED or self._storing.copies or not self._events.empty():
+                while self._has_more_to_do:
                     self._step()
             except LeadershipLostError as error:
                 self.manager.give_up(str(error))
+                if self._signal is not None:
+                    raise JobStoppedError(128 + self._signal) from error
                 raise
         manager = self.manager
         if self._signal is not None:
@@ -243,20 +254,29 @@ class JobRunner:
             manager.was_stopped,
         )
 
+    @property
+    def _has_more_to_do(self) -> bool:
+        is_copying = self._storing.copies > 0 and not self._is_hurried
+        return self.manager.state not in ENDED or is_copying or not self._events.empty()
+
     def _check_leads(self) -> None:
         if not self._leads():
             raise LeadershipLostError(self.manager.job)
 
     def _step(self) -> None:
         self._check_leads()
-        left = self.manager.tick()
         now = self._clock.monotonic()
         if now >= self._next_ping:
             self._processes.ping()
             self._next_ping = now + self._config.heartbeat.interval
-        left = min(left, self._next_ping - now)
+        left = min(self._seconds_left, self._next_ping - now)
         for key, _ in self._selector.select(left if self._events.empty() else 0.0):
             key.data()
+        self._take_events()
+        self._check_leads()
+        self._seconds_left = self.manager.tick()  # after what was said: who has been heard by now is not silent
+
+    def _take_events(self) -> None:
         while True:
             try:
                 event = self._events.get_nowait()
@@ -299,6 +319,7 @@ class JobRunner:
             if self._signal is None and self._can_stop_in_order():
                 self.request(Stop(self._cancel_if_failed))
             else:
+                self._is_hurried = self._signal is not None
                 self.request(Cancel(lambda outcome: None))
             self._signal = signal.Signals(number)
 

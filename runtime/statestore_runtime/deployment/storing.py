@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ class Storing:
 
     def __init__(self, config: Config, job: str, clock: Clock, post: Callable[[Event], None]):
         self._config, self._job, self._clock, self._post = config, job, clock, post
+        self._pinning = threading.Lock()
+        self._pinned: Counter[CheckpointId] = Counter()  # by copies; not those that somebody else has pinned
         self.copies = 0
         """Savepoints that are being copied, or have not been replied to yet."""
 
@@ -76,7 +79,7 @@ class Storing:
 
         def copied() -> Event:
             try:
-                with self._pinned(manifest.checkpoint_id):
+                with self._pin(manifest.checkpoint_id):
                     return Copied(save_checkpoint(self.checkpoints, manifest, dir, self._clock).path, replied)
             except BaseException as error:
                 return Copied(None, replied, error)
@@ -84,15 +87,20 @@ class Storing:
         self._in_thread("savepoint", copied)
 
     @contextmanager
-    def _pinned(self, checkpoint_id: CheckpointId) -> Iterator[None]:
-        is_ours = checkpoint_id not in self.checkpoints.pins.numbers()
-        if is_ours:
-            self.checkpoints.pin(checkpoint_id)
+    def _pin(self, checkpoint_id: CheckpointId) -> Iterator[None]:
+        """Keep a checkpoint until the last one who copies it is done; what somebody else has pinned stays so."""
+        with self._pinning:
+            is_ours = self._pinned[checkpoint_id] > 0 or checkpoint_id not in self.checkpoints.pins.numbers()
+            if is_ours and not self._pinned[checkpoint_id]:
+                self.checkpoints.pin(checkpoint_id)
+            self._pinned[checkpoint_id] += is_ours
         try:
             yield
         finally:
-            if is_ours:
-                self.checkpoints.unpin(checkpoint_id)
+            with self._pinning:
+                self._pinned[checkpoint_id] -= is_ours
+                if is_ours and not self._pinned[checkpoint_id]:
+                    self.checkpoints.unpin(checkpoint_id)
 
     def _in_thread(self, what: str, function: Callable[[], Event]) -> None:
         def run() -> None:

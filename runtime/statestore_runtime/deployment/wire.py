@@ -43,12 +43,14 @@ class FrameSocket:
     Attributes
     ----------
     is_open : bool
-        Whether the other end has not hung up.
+        Whether there may be something to read still: the other end has not hung up, or it is not known yet.
+    is_heard : bool
+        Whether the other end still takes what is sent.
     """
 
     def __init__(self, connection: socket.socket):
         connection.setblocking(False)
-        self.socket, self.is_open = connection, True
+        self.socket, self.is_open, self.is_heard = connection, True, True
         self._reader = FrameReader()
         self._unsent: deque[Any] = deque()
 
@@ -62,21 +64,24 @@ class FrameSocket:
         return bool(self._unsent)
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Send one frame of these buffers, which must not change any more."""
+        """Send one frame of these buffers, which must not change any more; nothing to an end that has hung up."""
+        if not self.is_heard:
+            return
         self._unsent.append(_LENGTH.pack(sum(len(buffer) for buffer in buffers)))
         self._unsent.extend(buffers)
         self.flush()
 
     def flush(self) -> None:
         """Send as much as goes."""
-        while self._unsent and self.is_open:
+        while self._unsent:
             pieces = [self._unsent[index] for index in range(min(len(self._unsent), _PIECES))]
             try:
                 sent = self.socket.sendmsg(pieces)
             except BlockingIOError:
                 return
-            except OSError:
-                self.is_open = False
+            except OSError:  # what it has said before that is to be read still
+                self.is_heard = False
+                self._unsent.clear()
                 return
             self._drop(sent)
 
@@ -112,7 +117,7 @@ class FrameSocket:
 
     def close(self) -> None:
         """Hang up."""
-        self.is_open = False
+        self.is_open = self.is_heard = False
         self.socket.close()
 
 

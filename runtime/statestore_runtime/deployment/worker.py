@@ -22,9 +22,9 @@ import msgspec
 
 from statestore.clock import SystemClock
 from statestore.config import Config
+from statestore.opening import open_checkpoints
 from statestore_runtime.deployment.inprocess import task_failure
 from statestore_runtime.deployment.peers import PeerLostError, PeerNetwork
-from statestore_runtime.deployment.storing import Storing
 from statestore_runtime.deployment.wire import framed, receive_frame
 from statestore_runtime.loading import load_job
 from statestore_runtime.protocol import (
@@ -49,6 +49,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     """`FILE[:VARIABLE]`."""
+    job: str
+    """Name of the job that is found there."""
     config: Config
     deploy: Deploy
     subtask: int
@@ -80,8 +82,7 @@ class Worker:
         try:
             self._work(order)
         except BaseException as error:
-            storing = Storing(order.config, "", SystemClock(), lambda event: None)
-            failed = task_failure(error, storing)
+            failed = task_failure(error, lambda: open_checkpoints(order.config, order.job))
             self.tell(msgspec.structs.replace(failed, is_lost_peer=isinstance(error, PeerLostError)))
             return failed.exit_code
         return 0
