@@ -1,4 +1,4 @@
-"""KafkaSink: against brokers in memory that have Kafka's transactions, and over the wire against librdkafka's mock cluster."""
+"""KafkaSink against brokers in memory that have Kafka's transactions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError, UnavailableError, UsageError
-from statestore.testing.redis_server import free_port
 from statestore_runtime import SinkContext
 from statestore_runtime.sinks import KafkaSink, kafka_delivery
 from tests.runtime.fake_kafka import Brokers
@@ -328,82 +326,3 @@ def test_without_the_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ConfigError, match=r"install the extra 'statestore\[kafka\]'"):
         KafkaSink("nowhere:9092", "out")
-
-
-# Over the wire
-
-
-@pytest.fixture(scope="module")
-def mock():
-    """librdkafka's mock cluster: lives as long as the client that it is in."""
-    host = confluent_kafka.Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 2})
-    (broker,) = host.list_topics(timeout=10).brokers.values()
-    yield f"{broker.host}:{broker.port}"
-    del host
-
-
-def consumed(servers, topic, count):
-    consumer = confluent_kafka.Consumer(
-        {"bootstrap.servers": servers, "group.id": "reader", "auto.offset.reset": "earliest", "log_level": 2}
-    )
-    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-    consumer.assign([confluent_kafka.TopicPartition(topic, partition, 0) for partition in partitions])
-    messages = []
-    while len(messages) < count:
-        message = consumer.poll(10)
-        assert message is not None and message.error() is None
-        messages.append((message.key(), json.loads(message.value())))
-    assert consumer.poll(0.2) is None
-    consumer.close()
-    return messages
-
-
-def test_transactions_over_the_wire(mock, tmp_path):
-    sink = KafkaSink(mock, "wire", key=lambda event: "k", staging_dir=tmp_path)
-    sink.open(SinkContext("job", 1))
-    first = committed(sink, [1, 2], [3])
-    sink.commit(first)
-    sink.write([4])
-    transaction = sink.prepare()
-    again = KafkaSink(mock, "wire", key=lambda event: "k", staging_dir=tmp_path)
-    again.open(SinkContext("job", 2, 0, 1, False, (transaction,), {0: sink.snapshot()}))
-    committed(again, [5])
-    sink.close()
-    again.close()
-    assert consumed(mock, "wire", 5) == [(b"k", number) for number in (1, 2, 3, 4, 5)]
-
-
-def test_at_least_once_over_the_wire(mock, tmp_path):
-    sink = KafkaSink(mock, "plain", key=lambda event: "k", mode="at-least-once")
-    sink.open(SinkContext("job", 1))
-    sink.write(list(range(5000)))
-    sink.prepare()
-    sink.close()
-    assert [value for _, value in consumed(mock, "plain", 5000)] == list(range(5000))
-
-
-@pytest.mark.parametrize("mode", ["transactional", "at-least-once"])
-def test_brokers_that_do_not_answer(tmp_path, mode):
-    sink = KafkaSink(f"127.0.0.1:{free_port()}", "out", mode=mode, staging_dir=tmp_path, timeout="1s")
-    with pytest.raises(UnavailableError, match="kafka unavailable at"):
-        sink.open(SinkContext("job", 1))
-    sink.close()
-
-
-@pytest.mark.parametrize("mode", ["transactional", "at-least-once"])
-def test_brokers_that_fall_silent(tmp_path, mode):
-    host = confluent_kafka.Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 2})
-    (broker,) = host.list_topics(timeout=10).brokers.values()
-    sink = KafkaSink(f"{broker.host}:{broker.port}", "out", mode=mode, staging_dir=tmp_path, timeout="1s")
-    sink.open(SinkContext("job", 1))
-    del host
-    sink.write([1])
-    with pytest.raises(UnavailableError, match="kafka unavailable at"):
-        sink.commit(sink.prepare())
-    sink.close()
-
-
-def test_options_that_the_driver_does_not_know(tmp_path):
-    sink = KafkaSink("nowhere:9092", "out", staging_dir=tmp_path, options={"no.such": 1})
-    with pytest.raises(ConfigError, match=r"the Kafka producer can't be made: .*no\.such"):
-        sink.open(SinkContext("job", 1))
