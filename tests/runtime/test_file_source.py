@@ -147,3 +147,9 @@ def test_closing_twice(tmp_path):
 def test_names():
     assert FileSource("a.jsonl").name == "a.jsonl"
     assert FileSource([Path("a.jsonl"), "b.jsonl"]).name == "a.jsonl, b.jsonl"
+
+
+def test_urls_of_the_local_disk(tmp_path):
+    path = file(tmp_path / "a.jsonl", "1\n")
+    assert read(FileSource(f"file://{path}")) == [1]
+    assert FileSource(f"file://{path}").discover([]) == FileSource(path).discover([]), "they are the same file"

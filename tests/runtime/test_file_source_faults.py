@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from typing import Annotated
 
 import msgspec
@@ -135,8 +136,30 @@ def test_files_that_are_not_there(tmp_path):
         Reading(FileSource(tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match="no file matches"):
         Reading(FileSource(tmp_path / "*.jsonl"))
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match=r"is a folder; give a pattern such as .*/\*\.jsonl"):
         Reading(FileSource(tmp_path, format="csv"))
+
+
+@pytest.mark.parametrize("damage", ["password", "method"])
+def test_a_zip_archive_that_is_packed_in_another_way(tmp_path, damage):
+    path = tmp_path / "a.jsonl.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", "1\n")
+    data = bytearray(path.read_bytes())
+    local, central = 0, data.index(b"PK\x01\x02")
+    for field in (local + 6, central + 8) if damage == "password" else (local + 8, central + 10):
+        data[field] |= 1 if damage == "password" else 9  # 9 is Deflate64
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"'a\.jsonl' in .*a\.jsonl\.zip can't be read: .*without a password"):
+        read(FileSource(path))
+
+
+def test_a_file_of_a_list_that_is_named_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = file(tmp_path / "a.jsonl", "1\n")
+    for other in ("./a.jsonl", path, f"file://{path}"):
+        with pytest.raises(UsageError, match="is named twice"):
+            Reading(FileSource(["a.jsonl", other]))
 
 
 def test_a_file_that_goes_while_the_job_runs(tmp_path):
@@ -209,7 +232,17 @@ def test_zstandard_files_of_several_frames(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-@pytest.mark.parametrize("line", ["[1,\n2]\n", "1 2\n", "[" * 100_000 + "]" * 100_000 + "\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1,\n2]\n",
+        "1 2\n",
+        "[1,\n2] 3\n",
+        '{} {"a":\n{}}\n',
+        '{}{"a":[{},\n{}]}\n',
+        "[" * 100_000 + "]" * 100_000 + "\n",
+    ],
+)
 def test_a_value_is_a_line_however_batches_are_cut(tmp_path, batch_size, line):
     context = SourceContext("skip")
     path = file(tmp_path / "a.jsonl", f"0\n{line}3\n")

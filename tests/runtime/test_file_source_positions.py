@@ -14,7 +14,7 @@ from statestore_runtime.sources import (
     SourceContext,
 )
 from tests.runtime.source_files import CSV, JSON_LINES, ORDERS, TRICKY_CSV, WRITERS, Order, file
-from tests.runtime.source_reading import Reading, check_every_cut, read
+from tests.runtime.source_reading import Reading, check_every_cut, drained, read
 
 
 @pytest.mark.parametrize("compression", WRITERS)
@@ -125,3 +125,43 @@ def test_a_file_of_a_glob_that_is_gone(tmp_path):
     path.unlink()
     with pytest.raises(UsageError, match=r"a\.jsonl, in which the checkpoint stands at line 2, is not there"):
         read(FileSource(tmp_path / "*.jsonl"), position)
+
+
+@pytest.mark.parametrize(("name", "head"), [("a.jsonl", ""), ("a.csv", "x,y\n")])
+def test_a_last_line_that_was_not_complete_when_it_was_read(tmp_path, name, head):
+    path = file(tmp_path / name, head + ("1\n2" if not head else "1,1\n2,2"))
+    position = middle_of(path)
+    path.write_bytes(path.read_bytes() + b"3\n")
+    line = 2 if not head else 3
+    with pytest.raises(UsageError, match=rf"line {line} has become longer since it was read: .*follow=True"):
+        read(FileSource(path), position)
+
+
+def test_a_newline_that_comes_late(tmp_path):
+    path = file(tmp_path / "a.jsonl", "1\n2")
+    position = middle_of(path)
+    path.write_bytes(path.read_bytes() + b"\n3\n")
+    assert read(FileSource(path), position) == [3]
+
+
+@pytest.mark.parametrize(("change", "problem"), [("cut", "has been cut down"), ("anew", "has been written anew")])
+def test_a_file_that_is_changed_while_it_is_read(tmp_path, change, problem):
+    """What one reader saw of it may be of two files, or the rest is gone."""
+    lines = "".join(f"{number}\n" for number in range(200_000))  # more than is read ahead
+    path = file(tmp_path / "a.jsonl", lines)
+    source = Reading(FileSource(path, batch_size=1000))
+    assert source.next_batch() == list(range(1000))
+    path.write_text("0\n" if change == "cut" else "9\n" + lines[2:] + "7\n")
+    with pytest.raises(UsageError, match=rf"a\.jsonl {problem} while it was read, .*--restore none"):
+        drained(source)
+    source.close()
+
+
+def test_a_file_that_is_removed_or_grows_while_it_is_read(tmp_path):
+    path = file(tmp_path / "a.jsonl", "1\n2\n")
+    source = Reading(FileSource(path, batch_size=1))
+    assert source.next_batch() == [1]
+    path.write_bytes(path.read_bytes() + b"3\n")
+    path.unlink()
+    assert drained(source) == [2, 3]
+    source.close()

@@ -40,7 +40,7 @@ class ColumnarReader(RecordReader):
         The file is not what its name says, or damaged.
     """
 
-    def __init__(self, raw: io.FileIO, on_bad_record: BadRecordHandler, converter: ColumnConverter, file: str):
+    def __init__(self, raw: io.RawIOBase, on_bad_record: BadRecordHandler, converter: ColumnConverter, file: str):
         self._pa = import_pyarrow()
         self._file, self._on_bad_record = file, on_bad_record
         self._group = self._row_in_group = self._row = 0
@@ -52,7 +52,7 @@ class ColumnarReader(RecordReader):
         self._used = self._chunk_rows = 0
 
     @abstractmethod
-    def _open(self, raw: io.FileIO) -> list[str]:
+    def _open(self, raw: io.RawIOBase) -> list[str]:
         """Open the file; returns the names of its columns."""
 
     @abstractmethod
@@ -126,7 +126,7 @@ class ColumnarReader(RecordReader):
 class ParquetReader(ColumnarReader):
     """Rows of a Parquet file, of the columns that are needed."""
 
-    def _open(self, raw: io.FileIO) -> list[str]:
+    def _open(self, raw: io.RawIOBase) -> list[str]:
         from pyarrow import parquet
 
         self._parquet = parquet.ParquetFile(raw, page_checksum_verification=True)
@@ -140,14 +140,14 @@ class ParquetReader(ColumnarReader):
 class ArrowReader(ColumnarReader):
     """Rows of an Arrow IPC file (Feather 2 is one) or stream."""
 
-    def _open(self, raw: io.FileIO) -> list[str]:
+    def _open(self, raw: io.RawIOBase) -> list[str]:
         ipc = self._pa.ipc
         magic = raw.read(len(_FILE_MAGIC))
         if magic.startswith(_FEATHER_1_MAGIC):
             raise ConfigError(f"{self._file} is of Feather's old version 1", key="source", hint="write it as version 2")
         self._is_stream = magic != _FILE_MAGIC
         if self._is_stream:
-            raw.seek(-min(len(_STREAM_END), os.fstat(raw.fileno()).st_size), os.SEEK_END)
+            raw.seek(max(0, raw.seek(0, os.SEEK_END) - len(_STREAM_END)))
             if raw.read() != _STREAM_END:
                 raise CorruptionError(self._file, "it is no Arrow file, or was cut off before its end mark")
         raw.seek(0)

@@ -8,11 +8,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import zstandard
 
-from statestore.errors import CorruptionError
+from statestore.errors import ConfigError, CorruptionError
 
 COMPRESSIONS = (".gz", ".zst", ".zip")
 DAMAGED = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard.ZstdError, EOFError)
@@ -27,7 +27,7 @@ def compression_of(file: str) -> str | None:
     return suffix if suffix in COMPRESSIONS else None
 
 
-def unpacked(raw: io.FileIO, file: str, is_wanted: Callable[[str], bool]) -> io.BufferedReader:
+def unpacked(raw: io.RawIOBase, file: str, is_wanted: Callable[[str], bool]) -> io.BufferedReader:
     """A stream of a file's bytes.
 
     Parameters
@@ -41,27 +41,37 @@ def unpacked(raw: io.FileIO, file: str, is_wanted: Callable[[str], bool]) -> io.
     ------
     CorruptionError
         It is no such archive, or it is empty.
+    ConfigError
+        The archive's file has a password, or is packed in a way that can't be read.
     """
     compression = compression_of(file)
     stream: Any = raw
     if compression == ".gz":
-        stream = gzip.GzipFile(fileobj=raw, mode="rb")
+        stream = gzip.GzipFile(fileobj=cast(Any, raw), mode="rb")
     elif compression == ".zst":
         stream = _ZstdFile(raw)
     elif compression == ".zip":
-        stream = zipfile.ZipFile(raw).open(zip_member(file, is_wanted))  # noqa: SIM115 - goes with the raw file
+        stream = _unzipped(raw, file, is_wanted)
     return io.BufferedReader(cast(io.RawIOBase, stream), BUFFER_BYTES)
 
 
-def zip_member(file: str, is_wanted: Callable[[str], bool]) -> str:
+def _unzipped(raw: io.RawIOBase, file: str, is_wanted: Callable[[str], bool]) -> IO[bytes]:
+    member = zip_member(raw, file, is_wanted)
+    try:
+        return zipfile.ZipFile(cast(IO[bytes], raw)).open(member)
+    except (RuntimeError, NotImplementedError) as error:
+        hint = "unpack it, or pack it with Deflate and without a password"
+        raise ConfigError(f"'{member}' in {file} can't be read: {error}", key="source", hint=hint) from error
+
+
+def zip_member(raw: io.RawIOBase, file: str, is_wanted: Callable[[str], bool]) -> str:
     """The file in a zip archive that is read: the first that is wanted, else the first. Raises CorruptionError."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = [
-                name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")
-            ]
-    except (OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(cast(IO[bytes], raw)) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
         raise CorruptionError(file, f"it is no zip archive: {error}") from error
+    members = [name for name in names if not name.endswith("/") and not name.startswith("__MACOSX")]
     if not members:
         raise CorruptionError(file, "the zip archive is empty")
     return next(filter(is_wanted, members), members[0])
@@ -70,7 +80,7 @@ def zip_member(file: str, is_wanted: Callable[[str], bool]) -> str:
 class _ZstdFile(io.RawIOBase):
     """Decompressed bytes of all frames of a file; unlike zstandard's own reader it notices that the last one is cut off."""
 
-    def __init__(self, raw: io.FileIO):
+    def __init__(self, raw: io.RawIOBase):
         self._raw = raw
         self._frame: Any = None
         self._waiting = b""

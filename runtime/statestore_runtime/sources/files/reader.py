@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -13,6 +11,7 @@ import xxhash
 from statestore.errors import CorruptionError, StateStoreError, UnavailableError, UsageError
 from statestore_runtime.sources.base import SplitReader
 from statestore_runtime.sources.files.compression import DAMAGED
+from statestore_runtime.sources.files.places import OpenedFile, is_remote
 from statestore_runtime.sources.files.records import RecordReader
 
 _HEAD_BYTES = 4096
@@ -26,7 +25,9 @@ class FileReader(SplitReader):
     Parameters
     ----------
     file
-        Its path.
+        Its name.
+    opened
+        The file; it is closed with the reader, also when that can't be made.
     make_reader
         Makes the reader of its records from the open file.
     position
@@ -51,7 +52,8 @@ class FileReader(SplitReader):
     def __init__(
         self,
         file: str,
-        make_reader: Callable[[io.FileIO], RecordReader],
+        opened: OpenedFile,
+        make_reader: Callable[[io.RawIOBase], RecordReader],
         position: dict[str, Any] | None,
         *,
         batch_size: int,
@@ -59,22 +61,20 @@ class FileReader(SplitReader):
         is_fixed: bool,
         is_followed: bool,
     ):
-        self._file, self._batch_size, self._is_followed = file, batch_size, is_followed
+        self._file, self._opened, self._batch_size, self._is_followed = file, opened, batch_size, is_followed
         self._end_size: int | None = None
         try:
-            self._raw = Path(file).open("rb", buffering=0)  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise UnavailableError("source", file, error.strerror or error) from error
-        try:
-            self._size = os.fstat(self._raw.fileno()).st_size
-            self._head = os.pread(self._raw.fileno(), _HEAD_BYTES, 0)
+            self._size = opened.size()
+            self._head = opened.read_at(0, _HEAD_BYTES)
             if position is not None:
                 self._check_same(position, position["offset"] if may_grow else position["size"], is_fixed)
-            self._reader: RecordReader = self._translated(make_reader, self._raw)
+                if may_grow:
+                    self._check_last_line(position)
+            self._reader: RecordReader = self._translated(make_reader, opened.raw)
             if position is not None:
                 self._translated(self._reader.go_to, position)
         except BaseException:
-            self._raw.close()
+            opened.close()
             raise
 
     def _check_same(self, position: dict[str, Any], least: int, is_fixed: bool) -> None:
@@ -89,6 +89,17 @@ class FileReader(SplitReader):
         if xxhash.xxh3_64_hexdigest(self._head[: position["head_bytes"]]) != position["head_hash"]:
             raise UsageError(f"{self._file} begins differently than when the checkpoint was made: {_MEND}")
 
+    def _check_last_line(self, position: dict[str, Any]) -> None:
+        """Raise UsageError when the last line had no newline, was taken for a whole one, and has been continued since."""
+        if position["line"] == 0:
+            return
+        before, after = (self._opened.read_at(position["offset"] + step, 1) for step in (-1, 0))
+        if before != b"\n" and after not in (b"", b"\r", b"\n"):
+            raise UsageError(
+                f"{self._file}: line {position['line']} has become longer since it was read: {_MEND}; "
+                "a file to which lines are being written is read with follow=True"
+            )
+
     def _translated(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Result of `function`, with the errors of damaged data made ours."""
         try:
@@ -102,14 +113,33 @@ class FileReader(SplitReader):
 
     def next_batch(self) -> list[Any] | None:
         """Events of up to `batch_size` records; empty when all of them were bad, or a followed file has no more just now."""
-        return self._next_of_followed() if self._is_followed else self._read()
+        if self._is_followed:
+            return self._next_of_followed()
+        events = self._read()
+        if events is None:
+            self._translated(self._check_unchanged)
+        return events
+
+    def _check_unchanged(self) -> None:
+        """Raise UsageError when what was read as one file may be of two, or the rest of it is gone."""
+        if self._opened.size() < self._size:
+            problem: str | None = "has been cut down"
+        elif self._opened.read_at(0, len(self._head)) != self._head:
+            problem = "has been written anew"
+        else:
+            problem = self._opened.replaced() if is_remote(self._file) else None
+        if problem:
+            raise UsageError(
+                f"{self._file} {problem} while it was read, so that some of it may be missing: "
+                "restore a checkpoint from before, with the old file back, or start over with --restore none"
+            )
 
     def _read(self) -> list[Any] | None:
         events: list[Any] | None = self._translated(self._reader.read, self._batch_size)
         return events
 
     def _next_of_followed(self) -> list[Any]:
-        size = os.fstat(self._raw.fileno()).st_size  # before reading, so that what is appended meanwhile is not missed
+        size = self._opened.size()  # before reading, so that what is appended meanwhile is not missed
         if self._end_size is not None:
             self._check_followed()
             if size == self._end_size:  # what is not complete is not read again and again
@@ -117,27 +147,17 @@ class FileReader(SplitReader):
         events = self._read()
         self._end_size = size if events is None else None
         if len(self._head) < _HEAD_BYTES:  # what is known of the file grows with it
-            self._head = os.pread(self._raw.fileno(), _HEAD_BYTES, 0)
+            self._head = self._opened.read_at(0, _HEAD_BYTES)
         return events or []
 
     def _check_followed(self) -> None:
         """Raise UsageError when what the path names is not the file that is open, or has lost some of it."""
-        descriptor = self._raw.fileno()
-        opened = os.fstat(descriptor)
-        read_bytes = self._reader.place()["offset"]
-        try:
-            named = Path(self._file).stat()
-        except OSError as error:
-            problem: str | None = f"is not there any more ({error.strerror})"
-        else:
-            if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
-                problem = "has been replaced by another file"
-            elif opened.st_size < read_bytes:
-                problem = f"has been cut down to {opened.st_size} bytes, {read_bytes} had been read"
-            elif os.pread(descriptor, len(self._head), 0) != self._head:
-                problem = "has been written anew from its beginning"
-            else:
-                problem = None
+        read_bytes, size = self._reader.place()["offset"], self._opened.size()
+        problem = self._opened.replaced()
+        if problem is None and size < read_bytes:
+            problem = f"has been cut down to {size} bytes, {read_bytes} had been read"
+        elif problem is None and self._opened.read_at(0, len(self._head)) != self._head:
+            problem = "has been written anew from its beginning"
         if problem:
             raise UsageError(
                 f"{self._file}, which is followed, {problem}: let each file only grow, under a name that it keeps, "
@@ -155,4 +175,4 @@ class FileReader(SplitReader):
 
     def close(self) -> None:
         """Close the file."""
-        self._raw.close()
+        self._opened.close()

@@ -114,16 +114,24 @@ class JsonLinesReader(LineReader):
             return None
         if self.offset == 0:
             self._drop_byte_order_mark(lines)
-        data = b"".join(lines)
+        size = sum(map(len, lines))
         try:
-            events = self._decoder.decode_lines(data)
-            if len(events) != len(lines):  # blank lines, or values that are not one a line
-                events = self._decode_singly(lines)
+            events = self._decode_together(lines)
         except DECODE_ERRORS:
             events = self._decode_singly(lines)
-        self.offset += len(data)
+        self.offset += size
         self.line += len(lines)
         return events
+
+    def _decode_together(self, lines: list[bytes]) -> list[Any]:
+        """Values of lines with one each. Raises one of DECODE_ERRORS when there is another."""
+        data = b"".join(lines)
+        # Within a value no closing brace is followed by an opening one: so each line has a value, and as many as lines are one each.
+        if data.count(b"}\n{") + data.count(b"}\r\n{") == len(lines) - 1:
+            events = self._decoder.decode_lines(data)
+            if len(events) == len(lines):
+                return events
+        return list(map(self._decoder.decode, lines))
 
     def _drop_byte_order_mark(self, lines: list[bytes]) -> None:
         if lines[0].startswith(codecs.BOM_UTF8):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import glob
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +24,7 @@ from statestore_runtime.sources.base import (
 from statestore_runtime.sources.files.compression import COMPRESSIONS, compression_of, unpacked, zip_member
 from statestore_runtime.sources.files.conversion import ColumnConverter, RowConverter
 from statestore_runtime.sources.files.csv_lines import CsvReader
+from statestore_runtime.sources.files.places import OpenedFile, Places, is_remote, named
 from statestore_runtime.sources.files.reader import FileReader
 from statestore_runtime.sources.files.records import JsonLinesReader, RecordReader
 
@@ -54,7 +54,8 @@ class FileSource(Source):
     Parameters
     ----------
     path
-        A file, a glob pattern (`**` for folders at any depth), or a list of files.
+        A file, a glob pattern (`**` for folders at any depth), or a list of files: paths, or URLs that fsspec knows, such as
+        "s3://bucket/folder/*.jsonl". What is not local is read in ranges.
     type
         What a record is decoded into: for JSON lines any type msgspec knows; for CSV a msgspec.Struct or a dataclass, whose fields name the
         columns that are read; for Parquet and Arrow one of these, or a type of dicts. Without it a record is what JSON gives, a dict of
@@ -76,6 +77,8 @@ class FileSource(Source):
         appears under its name (move it there), unless it is followed.
     rate_limit
         Events per second and worker.
+    storage_options
+        What fsspec's file system is made with, such as credentials: they don't belong into a URL.
 
     Raises
     ------
@@ -95,12 +98,17 @@ class FileSource(Source):
         follow: bool = False,
         discovery_interval: float | None = None,
         rate_limit: float | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ):
         if format is not None and format not in get_args(Format):
             raise ConfigError(
                 f"format is '{format}'", key="source.format", hint=f"known: {', '.join(get_args(Format))}"
             )
-        self._path, self._type, self._format = path, type, format
+        self._type, self._format = type, format
+        self._is_list = not isinstance(path, str | os.PathLike)
+        paths = [path] if isinstance(path, str | os.PathLike) else path
+        self._paths = [named(os.fspath(each)) for each in paths]
+        self._places = Places(storage_options or {})
         self._batch_size, self._nulls = checked_batch_size(batch_size), tuple(null_values)
         self._is_followed = follow
         self._set_options(on_error, rate_limit, discovery_interval)
@@ -110,9 +118,7 @@ class FileSource(Source):
     @property
     def name(self) -> str:
         """The path."""
-        if isinstance(self._path, str | os.PathLike):
-            return os.fspath(self._path)
-        return ", ".join(os.fspath(path) for path in self._path)
+        return ", ".join(self._paths)
 
     def discover(self, known: Collection[str]) -> list[str]:
         """The files that are there and not known.
@@ -126,30 +132,34 @@ class FileSource(Source):
         """
         files = self._find()
         if not files and not known and self.discovery_interval is None:
-            raise ConfigError(f"no file matches {self.name}", key="source", hint=f"the current folder is {Path.cwd()}")
+            raise ConfigError(f"no file matches {self.name}", key="source", hint=_hint(self.name))
         found = [file for file in files if file not in known]
         for file in found:
             self._check(file)
         return found
 
     def _find(self) -> list[str]:
-        if not isinstance(self._path, str | os.PathLike):
-            files = [os.fspath(path) for path in self._path]
-            if len(set(files)) != len(files):
-                raise UsageError("a file is named twice in the source's list")
-            return files
-        pattern = os.fspath(self._path)
-        if glob.has_magic(pattern) and not Path(pattern).exists():
-            return sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())  # noqa: PTH207
-        return [pattern]
+        if not self._is_list:
+            return self._places.find(self._paths[0])
+        spellings = [path if is_remote(path) else os.path.abspath(path) for path in self._paths]  # noqa: PTH100 - no look at links
+        twice = next(
+            (path for path, spelling in zip(self._paths, spellings, strict=True) if spellings.count(spelling) > 1), None
+        )
+        if twice is not None:
+            raise UsageError(f"the file {twice} is named twice in the source's list: name it once")
+        return self._paths
 
     def _check(self, file: str) -> None:
-        if not Path(file).is_file():
-            problem = f"{file} is a folder" if Path(file).is_dir() else f"there is no file {file}"
-            raise ConfigError(problem, key="source", hint=f"the current folder is {Path.cwd()}")
+        if file in self._paths and not self._places.is_file(file):  # what a pattern found is there
+            if self._places.is_folder(file):
+                hint = f"give a pattern such as {file.rstrip('/')}/*.jsonl"
+                raise ConfigError(f"{file} is a folder", key="source", hint=hint)
+            raise ConfigError(f"there is no file {file}", key="source", hint=_hint(file))
         format = self._format_of(file)
-        if self._is_followed and (format in _COLUMNAR or compression_of(file)):
-            raise ConfigError(f"{file} can't be followed", key="source", hint="plain JSON lines and CSV can")
+        if self._is_followed and (format in _COLUMNAR or compression_of(file) or is_remote(file)):
+            raise ConfigError(
+                f"{file} can't be followed", key="source", hint="plain JSON lines and CSV of the local disk can"
+            )
         if format in _COLUMNAR and compression_of(file):
             hint = "unpack it: these formats compress their data themselves"
             raise ConfigError(f"{file} is a compressed file of format {format}", key="source", hint=hint)
@@ -161,15 +171,22 @@ class FileSource(Source):
         if suffixes and suffixes[-1] in COMPRESSIONS:
             compression = suffixes.pop()
             if compression == ".zip" and (not suffixes or suffixes[-1] not in _FORMATS):
-                suffixes = [Path(zip_member(file, lambda name: _format_named(name) is not None)).suffix.lower()]
+                suffixes = [Path(self._member_of(file)).suffix.lower()]
         if not suffixes or suffixes[-1] not in _FORMATS:
             known = ", ".join(f"'{format}'" for format in get_args(Format))
             raise ConfigError(
                 f"the name of {file} does not tell its format",
                 key="source.format",
-                hint=f"give format=, one of {known}",
+                hint=f"give format=, one of {known}; what is packed ends in {', '.join(COMPRESSIONS)}",
             )
         return _FORMATS[suffixes[-1]]
+
+    def _member_of(self, archive: str) -> str:
+        opened = self._places.open(archive)
+        try:
+            return zip_member(opened.raw, archive, lambda name: _format_named(name) is not None)
+        finally:
+            opened.close()
 
     def read(self, split: str, position: Any | None, context: SourceContext) -> SplitReader:
         """Open a file.
@@ -183,17 +200,15 @@ class FileSource(Source):
         UnavailableError, CorruptionError
             The file can't be opened, or is damaged.
         """
-        if position is not None and not Path(split).is_file():
-            unit = "line" if "line" in position else "row"
-            raise UsageError(
-                f"{split}, in which the checkpoint stands at {unit} {position[unit]}, is not there any more: "
-                "put it back, or start over with --restore none"
-            )
-        if not Path(split).is_file():
-            raise UnavailableError("source", split, "it is not there any more")
-        format = self._format_of(split)
+        opened = self._open(split, position)
+        try:
+            format = self._format_of(split)
+        except BaseException:
+            opened.close()
+            raise
         return FileReader(
             split,
+            opened,
             functools.partial(self._make_reader, split, format, context),
             position,
             batch_size=self._batch_size,
@@ -202,7 +217,19 @@ class FileSource(Source):
             is_followed=self._is_followed,
         )
 
-    def _make_reader(self, file: str, format: Format, context: SourceContext, raw: io.FileIO) -> RecordReader:
+    def _open(self, split: str, position: Any | None) -> OpenedFile:
+        try:
+            return self._places.open(split)
+        except FileNotFoundError:
+            if position is None:
+                raise UnavailableError("source", split, "it is not there any more", hint="put it back") from None
+        unit = "line" if "line" in position else "row"
+        raise UsageError(
+            f"{split}, in which the checkpoint stands at {unit} {position[unit]}, is not there any more: "
+            "put it back, or start over with --restore none"
+        )
+
+    def _make_reader(self, file: str, format: Format, context: SourceContext, raw: io.RawIOBase) -> RecordReader:
         unit: Unit = "row" if format in _COLUMNAR else "line"
 
         def bad(number: int, text: str, problem: str) -> None:
@@ -230,6 +257,10 @@ class FileSource(Source):
     @functools.cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:
         return msgspec.json.Decoder(Any if self._type is None else self._type)
+
+
+def _hint(file: str) -> str:
+    return "is the URL right?" if is_remote(file) else f"the current folder is {Path.cwd()}"
 
 
 def _format_named(name: str) -> Format | None:
