@@ -170,6 +170,26 @@ def test_values_of_many_types(write):
     )
 
 
+def test_nanoseconds_within_collections(write):
+    moment = pa.timestamp("ns")
+    table = pa.table(
+        {
+            "large": pa.array([[1_001]], pa.large_list(moment)),
+            "fixed": pa.array([[2_002]], pa.list_(moment, 1)),
+            "named": pa.array([[("x", 3_003)]], pa.map_(pa.string(), moment)),
+        }
+    )
+    (row,) = read(FileSource(write(table)))
+    at = [datetime.datetime(1970, 1, 1, 0, 0, 0, microseconds) for microseconds in (1, 2, 3)]
+    assert row == {"large": at[:1], "fixed": at[1:2], "named": {"x": at[2]}}
+
+
+def test_a_time_that_python_can_not_hold(write):
+    table = pa.table({"at": pa.array([2**60], pa.timestamp("us"))})
+    with pytest.raises(CorruptionError, match=r"it can't be read: .*out of range"):
+        read(FileSource(write(table)))
+
+
 def test_renamed_fields(write):
     class Renamed(msgspec.Struct, rename="upper"):
         n: int

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from statestore.errors import ConfigError, CorruptionError, UnavailableError
+from statestore.errors import ConfigError, CorruptionError, StateStoreError, UnavailableError
 from statestore.reading.arrow import import_pyarrow
 from statestore_runtime.sources.files.conversion import ColumnConverter
 from statestore_runtime.sources.files.records import BadRecordHandler, Place, RecordReader
@@ -87,9 +87,8 @@ class ColumnarReader(RecordReader):
         pa, kind = self._pa, column.type
         if pa.types.is_dictionary(kind):
             column, kind = column.dictionary_decode(), kind.value_type
-        if pa.types.is_map(kind):
-            return [None if pairs is None else dict(pairs) for pairs in column.to_pylist()]
-        return cast(list[Any], column.cast(_without_nanoseconds(pa, kind), safe=False).to_pylist())
+        values = cast(list[Any], column.cast(_without_nanoseconds(pa, kind), safe=False).to_pylist())
+        return [None if pairs is None else dict(pairs) for pairs in values] if pa.types.is_map(kind) else values
 
     def read(self, count: int) -> list[Any] | None:
         """See `RecordReader.read`."""
@@ -172,6 +171,12 @@ def _without_nanoseconds(pa: Any, kind: pyarrow.DataType) -> pyarrow.DataType:
         return pa.duration("us")
     if pa.types.is_list(kind):
         return pa.list_(_without_nanoseconds(pa, kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_without_nanoseconds(pa, kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_without_nanoseconds(pa, kind.value_type), kind.list_size)
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _without_nanoseconds(pa, kind.item_type))
     if pa.types.is_struct(kind):
         fields = (kind.field(number) for number in range(kind.num_fields))
         return pa.struct([field.with_type(_without_nanoseconds(pa, field.type)) for field in fields])
@@ -179,16 +184,16 @@ def _without_nanoseconds(pa: Any, kind: pyarrow.DataType) -> pyarrow.DataType:
 
 
 class _Translated:
-    """`with` block in which what Arrow can't read is a damaged file."""
+    """`with` block in which what Arrow can't read, or Python can't hold, is a damaged file."""
 
     def __init__(self, pa: Any, file: str):
-        self._errors, self._file = (pa.ArrowException, OSError), file
+        self._errors, self._file = (pa.ArrowException, OSError, ValueError, OverflowError), file
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, self._errors) or isinstance(error, CorruptionError | UnavailableError):
+        if not isinstance(error, self._errors) or isinstance(error, StateStoreError):
             return
         if isinstance(error, OSError) and error.errno is not None:
             raise UnavailableError("source", self._file, error.strerror or error) from error
