@@ -203,6 +203,8 @@ REQUIRED = pyarrow.schema([pyarrow.field("key", pyarrow.int64(), nullable=False)
         (None, [1], "int is no Struct"),
         (None, [(1, 2)], "plain tuple has no names"),
         (None, [{}], "no fields"),
+        (None, [{"a": {}}], "struct type 'a' with no child field"),
+        (None, [{"a": [{}]}], "with no child field"),
         (None, [{"a": 1}, {"a": "x"}], r"FileSink\(schema=\)"),
         (None, [{"a": 2**70}], "too large"),
         (None, [{"a": object()}], "object has no Arrow type"),
@@ -219,6 +221,16 @@ def test_events_that_parquet_can_not_hold(tmp_path, schema, batch, problem):
     with pytest.raises(UsageError, match=f"can't be written as parquet: .*{problem}"):
         sink.write(batch)
     assert sink.prepare() is None
+
+
+def test_events_after_one_that_parquet_can_not_hold(tmp_path):
+    """As when the job skips what fails."""
+    sink = sink_in(tmp_path, format="parquet")
+    with pytest.raises(UsageError, match="no child field"):
+        sink.write([{"a": {}}])
+    written(sink, [{"a": {"b": 1}}])
+    (part,) = part_files(tmp_path)
+    assert pyarrow.parquet.read_table(part).to_pylist() == [{"a": {"b": 1}}]
 
 
 def test_parquet_is_written_in_groups(tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ from statestore.errors import (
     ConfigError,
     CorruptionError,
     FencedError,
-    IncompatibleStateError,
     UnavailableError,
     UsageError,
 )
@@ -268,12 +267,6 @@ def test_a_server_that_evicts(opened):
         sink = RedisSink(url, key=str)
         sink.open(SinkContext("job", 1))
         sink.close()
-
-
-@pytest.mark.parametrize("transaction", [[1, 0, 1], {"parts": []}])
-def test_transactions_of_another_sink(opened, transaction):
-    with pytest.raises(IncompatibleStateError, match="another sink has this sink's uid"):
-        opened(hash=HASH).commit(transaction)
 
 
 @pytest.mark.parametrize(("before", "after"), [("transactional", "idempotent"), ("idempotent", "transactional")])

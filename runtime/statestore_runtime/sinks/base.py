@@ -14,12 +14,16 @@ No checkpoint is complete before all subtasks have opened their sinks.
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from statestore.clock import Clock, SystemClock
+from statestore.errors import CorruptionError, IncompatibleStateError
+
+logger = logging.getLogger("statestore_runtime.sinks")
 
 Transaction = Any
 """JSON-able."""
@@ -134,6 +138,49 @@ class Sink(ABC):
         FencedError
             A newer attempt has opened its sinks.
         """
+
+    def is_own(self, transaction: Transaction) -> bool:
+        """Whether it looks like what this kind of sink prepares. Without an answer of its own, a sink takes all for its own."""
+        return True
+
+    def commit_restored(self, context: SinkContext, *, gone_level: int = logging.WARNING) -> None:
+        """Commit what the restored checkpoint, or the last one of the run before, counts on; for `open`.
+
+        Parameters
+        ----------
+        gone_level
+            How to log that the last output of the run before is gone.
+
+        Raises
+        ------
+        IncompatibleStateError
+            In the restored checkpoint it was another kind of sink that had this one's uid.
+        CorruptionError, UnavailableError, FencedError
+            As `commit` raises them for the restored checkpoint.
+        """
+        for transaction in context.transactions:
+            if not self.is_own(transaction):
+                raise self.of_another()
+            self.commit(transaction)
+        for transaction in context.finished:
+            if not self.is_own(transaction):
+                logger.warning(
+                    "%s: the last output of the run before was another sink's, and is left as it is", self.name
+                )
+                continue
+            try:
+                self.commit(transaction)
+            except (
+                CorruptionError
+            ) as error:  # mostly it was committed, and moved or removed since by whoever it was for
+                logger.log(gone_level, "the last output of the run before: %s", error)
+
+    def of_another(self) -> IncompatibleStateError:
+        """What to raise for a checkpoint in which another sink has this one's uid."""
+        return IncompatibleStateError(
+            f"{self.name}: in the checkpoint, another sink has this sink's uid: give each one an uid of its own, "
+            "or start over with --restore none"
+        )
 
     def close(self) -> None:
         """Release everything without committing; idempotent, and allowed before `open`."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from statestore import crashpoints
-from statestore.errors import CorruptionError, IncompatibleStateError, StateStoreError, UnavailableError, UsageError
+from statestore.errors import CorruptionError, StateStoreError, UnavailableError, UsageError
 from statestore.io import sync_folder
 from statestore.units import parse_duration, parse_size
 from statestore_runtime.sinks.base import Sink, SinkContext
@@ -148,11 +148,7 @@ class FileSink(Sink):
             raise self._unavailable(error) from error
 
     def _start_afresh(self) -> None:
-        for transaction in self._context.finished:
-            try:
-                self.commit(transaction)
-            except CorruptionError:  # it was committed, and moved or removed since by whoever it was for
-                logger.debug("%s: output of the run before is not where it was written", self._dir)
+        self.commit_restored(self._context, gone_level=logging.DEBUG)
         existing = self._folder.visible()
         if existing and self._context.is_first:
             if self._if_exists == "error":
@@ -169,12 +165,8 @@ class FileSink(Sink):
         if not snapshots or not all(
             isinstance(snapshot, dict) and "base" in snapshot for snapshot in snapshots.values()
         ):
-            raise IncompatibleStateError(
-                f"{self._dir}: in the checkpoint, another sink has this sink's uid: give each one an uid of its own, "
-                "or start over with --restore none"
-            )
-        for transaction in self._context.transactions:
-            self.commit(transaction)
+            raise self.of_another()
+        self.commit_restored(self._context)
         self._base = self._next = max(snapshot["next"] for snapshot in snapshots.values())
         if not self._context.is_first:
             return
@@ -311,6 +303,10 @@ class FileSink(Sink):
             raise self._unavailable(error) from error
         crashpoints.reach("sink.committed")
 
+    def is_own(self, transaction: Any) -> bool:
+        """See `Sink.is_own`."""
+        return isinstance(transaction, dict) and transaction.keys() <= {"parts", "replaces", "cleans"}
+
     def _show(self, transaction: Mapping[str, Any]) -> None:
         for hidden, visible, size in transaction.get("parts", ()):
             if not self._folder.show(hidden, visible, size):
@@ -318,7 +314,7 @@ class FileSink(Sink):
                 raise CorruptionError(
                     str(self._dir / visible),
                     "a part that the checkpoint counts on is gone",
-                    hint="put it back, or start over with --restore none",
+                    hint="put it back, give the sink the folder that it had, or start over with --restore none",
                 )
             crashpoints.reach("sink.committing")
 

@@ -222,6 +222,12 @@ class _StagedFiles(FileSink):
             transaction |= {"parts": list(self._undelivered), "by": self._delivery.me}
         return transaction
 
+    def is_own(self, transaction: Any) -> bool:
+        """See `Sink.is_own`."""
+        if not isinstance(transaction, dict) or ("parts" in transaction) != ("by" in transaction):
+            return False
+        return transaction.keys() <= {"parts", "by", "replaces", "cleans"}
+
     def _show(self, transaction: Mapping[str, Any]) -> None:
         files = []
         for hidden, name, size in transaction.get("parts", ()):

@@ -54,6 +54,8 @@ class ParquetEncoder(FileEncoder):
         """See `FileEncoder.encode`; mostly there are no bytes yet."""
         try:
             record_batch = self._fitted(self._record_batch(batch))
+            if self._writer is None:  # which does not take every schema that Arrow has
+                self._writer = self._new_writer(record_batch.schema)
         except (self._pa.ArrowException, NotImplementedError) as error:
             # Arrow says the latter of types that it has no column for.
             raise ValueError(f"{error}; FileSink(schema=) says what the columns are") from error
@@ -101,9 +103,11 @@ class ParquetEncoder(FileEncoder):
                 raise ValueError(f"'{field.name}' is missing or None, which the schema does not admit")
         return self._pa.RecordBatch.from_arrays(columns, schema=schema)
 
+    def _new_writer(self, schema: pyarrow.Schema) -> Any:
+        self._output = _Output()  # without what a writer has left that could not be made
+        return self._pa.parquet.ParquetWriter(self._output, schema, compression=self._compression)
+
     def _write_group(self) -> None:
-        if self._writer is None:
-            self._writer = self._pa.parquet.ParquetWriter(self._output, self._schema, compression=self._compression)
         if self._batches:
             self._writer.write_table(self._pa.Table.from_batches(self._batches), row_group_size=ROWS_PER_GROUP)
         self._batches, self._rows, self.waiting_bytes = [], 0, 0

@@ -17,7 +17,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -28,14 +27,11 @@ from statestore.errors import (
     ConfigError,
     CorruptionError,
     FencedError,
-    IncompatibleStateError,
     StateStoreError,
     UnavailableError,
 )
 from statestore.io import redacted
 from statestore_runtime.sinks.base import Sink, SinkContext
-
-logger = logging.getLogger("statestore_runtime.sinks")
 
 LOST, GONE = -1, -2
 """Scripts' answers: the owner is not noted any more; a transaction is neither staged nor noted. A positive one is the owner."""
@@ -166,7 +162,7 @@ class RedisStagingSink(Sink):
             self._check_server()
             arguments = [context.attempt, context.subtask, context.run, int(context.fresh)]
             self._run(_CLAIM, [self._base, self._staged], arguments)
-        self._commit_restored()
+        self.commit_restored(context)
         if context.is_first:
             with Translated(self._place):
                 own = f"{context.attempt}:".encode()
@@ -175,15 +171,6 @@ class RedisStagingSink(Sink):
 
     def _check_server(self) -> None:
         refuse_eviction(self._client, self._place)
-
-    def _commit_restored(self) -> None:
-        for transaction in self._context.transactions:
-            self.commit(transaction)
-        for transaction in self._context.finished:
-            try:
-                self.commit(transaction)
-            except CorruptionError as error:
-                logger.warning("the last output of the run before: %s", error)
 
     def _run(self, script: str, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> None:
         """Run a script. Raises FencedError when a newer attempt has come."""
@@ -233,11 +220,6 @@ class RedisStagingSink(Sink):
         """See `Sink.commit`: one script."""
         crashpoints.reach("sink.before-commit")
         context = self._context
-        if not isinstance(transaction, dict) or not transaction.keys() & {"numbers", "cleans"}:
-            raise IncompatibleStateError(
-                f"{self.name}: in the checkpoint, another sink has this sink's uid: give each one an uid of its own, "
-                "or start over with --restore none"
-            )
         if "numbers" in transaction:
             by = f"{int(transaction['attempt'])}:{int(transaction['subtask'])}"
             numbers = [int(number) for number in transaction["numbers"]]
@@ -249,6 +231,10 @@ class RedisStagingSink(Sink):
         if transaction.get("cleans") == context.attempt:
             self._run(_CLEAN, [self._base, self._staged], [context.attempt])
         crashpoints.reach("sink.committed")
+
+    def is_own(self, transaction: Any) -> bool:
+        """See `Sink.is_own`."""
+        return isinstance(transaction, dict) and transaction.keys() <= {"attempt", "subtask", "numbers", "cleans"}
 
     def close(self) -> None:
         """Close the connections; what is staged is removed by a later attempt."""

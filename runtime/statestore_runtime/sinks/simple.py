@@ -30,8 +30,7 @@ class CollectSink(Sink):
         self._context, self._written, self._count = context, [], 0
         if context.is_first:
             self._shared.keep({} if context.fresh else context.snapshots)
-        for transaction in context.transactions:
-            self.commit(transaction)
+        self.commit_restored(context)
 
     def write(self, batch: list[Any]) -> None:
         """Keep the events, not visible yet."""
@@ -50,6 +49,10 @@ class CollectSink(Sink):
     def snapshot(self) -> list[int]:
         """The attempt, and how many transactions it has had."""
         return [self._context.attempt, self._count]
+
+    def is_own(self, transaction: Any) -> bool:
+        """See `Sink.is_own`."""
+        return isinstance(transaction, list | tuple)
 
     def commit(self, transaction: Any) -> None:
         """Add the events to `results`. What another process collected stays unknown."""
@@ -118,7 +121,12 @@ class CallableSink(Sink):
         return getattr(self._function, "__name__", type(self._function).__name__)
 
     def open(self, context: SinkContext) -> None:
-        """Nothing to do."""
+        """Nothing to do, unless another sink has left output that it was to make visible."""
+        self.commit_restored(context)
+
+    def is_own(self, transaction: Any) -> bool:
+        """It prepares nothing."""
+        return False
 
     def write(self, batch: list[Any]) -> None:
         """Call the function."""
@@ -135,6 +143,11 @@ class PrintSink(CallableSink):
 
     def __init__(self) -> None:
         super().__init__(self._print, batch=True)
+
+    @property
+    def name(self) -> str:
+        """Standard output."""
+        return "standard output"
 
     @staticmethod
     def _print(batch: list[Any]) -> None:
