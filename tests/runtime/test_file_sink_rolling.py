@@ -15,11 +15,7 @@ from statestore.errors import (
 )
 from statestore.testing.clock import FakeClock
 from statestore_runtime import FileSink, SinkContext
-from tests.runtime.sink_driving import (
-    events,
-    part_files,
-    sink_in,
-)
+from tests.runtime.sink_driving import events, part_files, sink_in, written
 
 
 def test_parts_of_a_size(tmp_path):
@@ -56,6 +52,7 @@ def test_parts_that_no_barrier_came_to_are_removed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        ({"dir": "s3://bucket/out"}, "FileSink dir is 's3://bucket/out': it must be a folder of a file system"),
         ({"roll_size": "large"}, "FileSink roll_size: 'large' is no size"),
         ({"roll_size": 0}, "roll_size is 0; it must be more than 0"),
         ({"roll_interval": "60"}, "roll_interval: '60' has no unit"),
@@ -66,7 +63,12 @@ def test_parts_that_no_barrier_came_to_are_removed(tmp_path):
 )
 def test_arguments_that_can_not_be_served(tmp_path, arguments, problem):
     with pytest.raises(UsageError, match=problem):
-        FileSink(tmp_path, **arguments)
+        FileSink(**{"dir": tmp_path} | arguments)
+
+
+def test_a_url_of_the_local_disk(tmp_path):
+    written(sink_in(f"file://{tmp_path}/out"), [1])
+    assert events(tmp_path / "out") == [1]
 
 
 @pytest.mark.parametrize("moment", ["roll", "prepare"])

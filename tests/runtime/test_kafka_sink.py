@@ -298,6 +298,7 @@ def test_brokers_that_admit_no_transactions(opened, brokers, code, kind, problem
         ({"key": "user"}, "KafkaSink key must be a function"),
         ({"value": 1}, "KafkaSink value must be a function"),
         ({"mode": "exactly-once"}, "known: transactional, at-least-once"),
+        ({"staging_dir": "s3://bucket/staging"}, "staging_dir is 's3://bucket/staging': it must be a folder of a file"),
         ({"timeout": "60"}, "timeout: '60' has no unit"),
         ({"options": {"transactional.id": "x"}}, "options can't have 'transactional.id'"),
         ({"options": {"message.max.bytes": "many"}}, "message.max.bytes: invalid literal"),

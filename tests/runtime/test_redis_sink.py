@@ -207,6 +207,47 @@ def test_staging_that_is_repeated(opened, client, kind):
     assert (client.hlen("out") if kind == "hash" else client.xlen("out")) == 3
 
 
+@pytest.mark.parametrize("kind", ["hash", "idempotent", "stream"])
+def test_scripts_that_arrive_once_more_behind_others(opened, client, kind):
+    """As from a connection that was given up, when the network delivers late what had been sent over it."""
+    modes = {"hash": "transactional", "idempotent": "idempotent"}
+    late, evaluate = [], driver.Redis.eval
+
+    def evaluated(self, *arguments):
+        late.append(arguments)
+        return evaluate(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver.Redis, "eval", evaluated)
+        sink = opened(RedisStreamSink, stream="out") if kind == "stream" else opened(mode=modes[kind], hash="out")
+        committed(sink, [("a", 1), ("b", 1)])
+        sink.write([("a", 2)])
+        transaction = sink.prepare()
+
+    def state():
+        return client.xrange("out") if kind == "stream" else client.hgetall("out")
+
+    before = state()
+    for arguments in late:
+        client.eval(*arguments)
+    assert state() == before
+    if transaction is not None:
+        sink.commit(transaction)
+    if kind == "stream":
+        assert [json.loads(fields[b"data"]) for _, fields in state()] == [["a", 1], ["b", 1], ["a", 2]]
+    else:
+        assert state() == {b"a": b"2", b"b": b"1"}
+
+
+@pytest.mark.parametrize("kind", ["hash", "stream"])
+def test_a_target_that_is_something_else(client, redis_url, kind):
+    client.set("out", "text")
+    sink = RedisSink(redis_url, key=str, hash="out") if kind == "hash" else RedisStreamSink(redis_url, "out")
+    with pytest.raises(ConfigError, match=f"'out' at redis:.* is a string, and no {kind}; give the sink another name"):
+        sink.open(SinkContext("job", 1))
+    sink.close()
+
+
 # Servers
 
 
@@ -358,7 +399,7 @@ def test_a_url_that_is_none(opened):
 @pytest.mark.parametrize(
     ("kind", "arguments", "event", "problem"),
     [
-        (RedisSink, {"hash": HASH}, (None, 1), "a key must be text, bytes or a number, not NoneType"),
+        (RedisSink, {"hash": HASH}, (None, 1), "totals: a key must be text, bytes or a number, not NoneType"),
         (RedisSink, {"hash": HASH}, (True, 1), "not bool"),
         (RedisSink, {"hash": HASH}, ("a", object()), "an event can't be written"),
         (RedisSink, {"hash": HASH, "value": None}, ("a", object()), "an event can't be written"),

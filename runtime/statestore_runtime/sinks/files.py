@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from statestore import crashpoints
@@ -35,6 +34,7 @@ from statestore_runtime.sinks.encoding import (
 )
 from statestore_runtime.sinks.parquet import ParquetEncoder, import_pyarrow
 from statestore_runtime.sinks.parts import PartFolder, is_known
+from statestore_runtime.sinks.values import shared_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,7 +53,8 @@ class FileSink(Sink):
     Parameters
     ----------
     dir
-        The folder; it is made when it is not there. One sink of one job writes to it. Workers on several machines need a shared one.
+        The folder, of a file system; it is made when it is not there. One sink of one job writes to it. Workers on several machines need a
+        shared one.
     format
         "jsonl": anything msgspec can encode, one a line. "csv": Structs, dataclasses, dicts (their names are the header of each part)
         or tuples. "parquet" (extra `arrow`): the same, but for plain tuples.
@@ -100,7 +101,7 @@ class FileSink(Sink):
             raise UsageError("FileSink takes an encoder of one's own for lines, not for parquet")
         if schema is not None and not is_parquet:
             raise UsageError(f"FileSink takes a schema for parquet, not for {format}")
-        self._dir, self._format, self._if_exists = Path(dir), format, if_exists
+        self._dir, self._format, self._if_exists = shared_folder("FileSink", "dir", dir), format, if_exists
         self._compression, self._schema, self._encoder_of_lines = compression, schema, encoder
         self._roll_bytes = _limit("roll_size", roll_size, parse_size)
         self._roll_seconds = _limit("roll_interval", roll_interval, parse_duration)

@@ -36,7 +36,7 @@ from statestore_runtime.sinks.kafka_delivery import (
     import_kafka,
 )
 from statestore_runtime.sinks.parts import VISIBLE_NAME
-from statestore_runtime.sinks.values import check_callable, key_bytes, seconds_of, value_bytes
+from statestore_runtime.sinks.values import check_callable, key_bytes, seconds_of, shared_folder, value_bytes
 
 RECORD_OVERHEAD_BYTES = 512
 DEFAULT_RECORD_BYTES_MAX = 1_000_000
@@ -110,7 +110,8 @@ class KafkaSink(Sink):
                 raise UsageError(f"KafkaSink options can't have '{name}': the sink sets it")
         self._servers, self._topic, self._mode = bootstrap_servers, topic, mode
         self._key, self._value, self._prefix = key, value, transactional_id_prefix
-        self._staging_dir, self._options = Path(staging_dir), dict(options or {})
+        self._staging_dir = shared_folder("KafkaSink", "staging_dir", staging_dir)
+        self._options = dict(options or {})
         self._timeout = seconds_of("KafkaSink", "timeout", timeout)
         try:
             self._record_bytes_max = int(self._options.get("message.max.bytes", DEFAULT_RECORD_BYTES_MAX))
@@ -161,7 +162,7 @@ class KafkaSink(Sink):
         value = self._value(event) if self._value is not None else event
         is_tombstone = value is None and self._value is not None
         record = (
-            None if key is None else key_bytes(key),
+            None if key is None else key_bytes(self.name, key),
             None if is_tombstone else value_bytes(self.name, value, is_json=self._value is None),
         )
         size = len(record[0] or b"") + len(record[1] or b"") + RECORD_OVERHEAD_BYTES

@@ -6,30 +6,30 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from statestore.errors import UsageError
-from statestore_runtime.sinks.redis_staging import OWNED, STAGE_BYTES, STAGE_ENTRIES, RedisStagingSink, hash_tag
+from statestore_runtime.sinks.redis_staging import ONCE, OWNED, STAGE_BYTES, STAGE_ENTRIES, RedisStagingSink, hash_tag
 from statestore_runtime.sinks.values import check_callable, key_bytes, seconds_of, value_bytes
 
 Text = str | bytes
 
 _SET, _DELETE = b"=", b"-"  # begin what is staged for a key
 
-# KEYS: the job's hash, and the target hash or the keys to write; ARGV: attempt, 1 when the target is a hash, number of keys and values to
-# set, these, and the keys to remove. Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
-_UPSERT = f"""{OWNED}
-local set_end = 3 + tonumber(ARGV[3])
-for i = 4, set_end, 2000 do
+# KEYS: the job's hash, and the target hash or the keys to write; ARGV: attempt, subtask, call, 1 when the target is a hash, number of keys
+# and values to set, these, and the keys to remove. Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
+_UPSERT = f"""{OWNED}{ONCE}
+local set_end = 5 + tonumber(ARGV[5])
+for i = 6, set_end, 2000 do
   local last = math.min(i + 1999, set_end)
-  if ARGV[2] == '1' then redis.call('HSET', KEYS[2], unpack(ARGV, i, last)) else redis.call('MSET', unpack(ARGV, i, last)) end
+  if ARGV[4] == '1' then redis.call('HSET', KEYS[2], unpack(ARGV, i, last)) else redis.call('MSET', unpack(ARGV, i, last)) end
 end
 for i = set_end + 1, #ARGV, 2000 do
   local last = math.min(i + 1999, #ARGV)
-  if ARGV[2] == '1' then redis.call('HDEL', KEYS[2], unpack(ARGV, i, last)) else redis.call('DEL', unpack(ARGV, i, last)) end
+  if ARGV[4] == '1' then redis.call('HDEL', KEYS[2], unpack(ARGV, i, last)) else redis.call('DEL', unpack(ARGV, i, last)) end
 end
 return 0
 """
 
 _STAGE_UPSERTS = """
-for i = 3, #ARGV, 2000 do redis.call('HSET', KEYS[3], unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
+for i = 5, #ARGV, 2000 do redis.call('HSET', KEYS[3], unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
 return 0
 """
 
@@ -106,6 +106,7 @@ class RedisSink(RedisStagingSink):
             url,
             hash or prefix or "*",
             seconds_of("RedisSink", "socket_timeout", socket_timeout),
+            kind="hash" if self._is_hash else None,
             stage=_STAGE_UPSERTS,
             apply=_APPLY_TO_HASH if self._is_hash else _APPLY_TO_KEYS,
         )
@@ -119,7 +120,7 @@ class RedisSink(RedisStagingSink):
     def write(self, batch: list[Any]) -> None:
         """Keep the newest values; write or stage them when they are many."""
         for event in batch:
-            key = self._prefix + key_bytes(self._key(event))
+            key = self._prefix + key_bytes(self.name, self._key(event))
             data = self._data_of(event)
             self._waiting[key] = data
             self._waiting_bytes += len(key) + len(data)
@@ -142,7 +143,7 @@ class RedisSink(RedisStagingSink):
         pairs = [part for key, data in waiting.items() if data != _DELETE for part in (key, data[1:])]
         removed = [key for key, data in waiting.items() if data == _DELETE]
         keys: list[Text] = [self._base, self._target] if self._is_hash else [self._base, *waiting]
-        self._run(_UPSERT, keys, [self._context.attempt, int(self._is_hash), len(pairs), *pairs, *removed])
+        self._run_once(_UPSERT, keys, [int(self._is_hash), len(pairs), *pairs, *removed])
 
     def close(self) -> None:
         """Give up what waits in memory."""
@@ -151,11 +152,10 @@ class RedisSink(RedisStagingSink):
 
 
 _STAGE_ENTRIES_OF_STREAM = """
-local i = 3
+local i = 5
 while i <= #ARGV do
-  local last = i + 1 + tonumber(ARGV[i + 1])
-  local answer = redis.pcall('XADD', KEYS[3], ARGV[i] .. '-0', unpack(ARGV, i + 2, last))
-  if type(answer) == 'table' and answer.err and not string.find(answer.err, 'equal or smaller') then return answer end
+  local last = i + tonumber(ARGV[i])
+  redis.call('XADD', KEYS[3], '*', unpack(ARGV, i + 1, last))
   i = last + 1
 end
 return 0
@@ -215,19 +215,19 @@ class RedisStreamSink(RedisStagingSink):
             url,
             stream,
             seconds_of("RedisStreamSink", "socket_timeout", socket_timeout),
+            kind="stream",
             stage=_STAGE_ENTRIES_OF_STREAM,
             apply=_APPLY_TO_STREAM.format(trim=trim),
         )
         self._fields = fields
         self._waiting: list[Any] = []
-        self._waiting_entries = self._waiting_bytes = self._entries = 0
+        self._waiting_entries = self._waiting_bytes = 0
 
     def write(self, batch: list[Any]) -> None:
         """Keep the entries; stage them when they are many."""
         for event in batch:
             fields = self._entry_of(event)
-            self._entries += 1
-            self._waiting += [self._entries, len(fields), *fields]
+            self._waiting += [len(fields), *fields]
             self._waiting_entries += 1
             self._waiting_bytes += sum(map(len, fields))
             if self._waiting_entries >= STAGE_ENTRIES or self._waiting_bytes >= STAGE_BYTES:
@@ -239,7 +239,11 @@ class RedisStreamSink(RedisStagingSink):
         fields = self._fields(event)
         if not isinstance(fields, Mapping) or not 0 < len(fields) <= FIELDS_MAX:
             raise UsageError(f"{self.name}: an entry's fields must be a dict of 1 to {FIELDS_MAX}, not {fields!r:.80}")
-        return [part for name, value in fields.items() for part in (key_bytes(name), value_bytes(self.name, value))]
+        return [
+            part
+            for name, value in fields.items()
+            for part in (key_bytes(self.name, name), value_bytes(self.name, value))
+        ]
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -251,4 +255,4 @@ class RedisStreamSink(RedisStagingSink):
         """Give up what waits in memory."""
         super().close()
         self._waiting = []
-        self._waiting_entries = self._waiting_bytes = self._entries = 0
+        self._waiting_entries = self._waiting_bytes = 0

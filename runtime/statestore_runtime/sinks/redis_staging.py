@@ -3,12 +3,15 @@
 Layout, for a sink's target T and job J; the braces keep all keys in one slot of a cluster, the one of T:
 
     statestore:sink:{T}:J             hash   owner: the attempt that may write; run: its run;
-                                             done:<attempt>:<subtask>: number of the last transaction of theirs that is committed
+                                             done:<attempt>:<subtask>: number of the last transaction of theirs that is committed;
+                                             opening:<subtask>, calls:<subtask>: who writes there now, and how many scripts of its were run
     statestore:sink:{T}:J:staged      set    <attempt>:<subtask>:<number> of each transaction that is staged
     statestore:sink:{T}:J:<member>    what the transaction is to write
 
 Invariants:
 - every script compares the owner before it writes, so an older attempt changes nothing;
+- scripts that write events are numbered and run once each: one that is sent again because the connection broke, or that a broken connection
+  delivers late, behind others, changes nothing;
 - a transaction's data is there until the script that makes it visible removes it and notes its number, all at once. So it is either staged,
   or noted, or lost, and a commit that is repeated can tell;
 - a commit takes those that the same subtask prepared before, and that are not committed, along: their events are in the same checkpoint. So
@@ -17,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -46,15 +50,25 @@ if not owner then return -1 end
 if owner ~= ARGV[1] then return tonumber(owner) end
 """
 
-# ARGV: attempt, subtask, run, whether the job starts afresh. A run that does may have a smaller attempt than another run: attempts are
-# counted where the checkpoints are, and those were removed. What it left under numbers like ours must not be taken for ours.
+# Follows it in scripts that write events. ARGV[2]: subtask, ARGV[3]: how many such scripts of its there are, with this one.
+ONCE = """
+local calls = 'calls:' .. ARGV[2]
+if tonumber(ARGV[3]) <= tonumber(redis.call('HGET', KEYS[1], calls) or '0') then return 0 end
+redis.call('HSET', KEYS[1], calls, ARGV[3])
+"""
+
+# ARGV: attempt, subtask, run, whether the job starts afresh, what tells this opening from others. A run that starts afresh may have a
+# smaller attempt than another run: attempts are counted where the checkpoints are, and those were removed. What it left under numbers
+# like ours must not be taken for ours.
 _CLAIM = """
 local owner = tonumber(redis.call('HGET', KEYS[1], 'owner') or '0')
 if owner > tonumber(ARGV[1]) then
   local run = redis.call('HGET', KEYS[1], 'run')
   if ARGV[4] == '0' or (ARGV[3] ~= '' and run == ARGV[3]) then return owner end
 end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'run', ARGV[3])
+local opening = 'opening:' .. ARGV[2]
+if owner == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], opening) == ARGV[5] then return 0 end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'run', ARGV[3], opening, ARGV[5], 'calls:' .. ARGV[2], '0')
 local mine = ARGV[1] .. ':' .. ARGV[2] .. ':'
 redis.call('HDEL', KEYS[1], 'done:' .. ARGV[1] .. ':' .. ARGV[2])
 for _, member in ipairs(redis.call('SMEMBERS', KEYS[2])) do
@@ -103,7 +117,7 @@ def connect(url: str, socket_timeout: float) -> Any:
     cluster_url = url.replace("+cluster://", "://", 1)
     client: Any = driver.RedisCluster if cluster_url != url else driver.Redis
     try:
-        # Commands are retried only after a lost connection, and only because all of them are idempotent.
+        # Commands are retried only after a lost connection, and only because none of them changes anything the second time.
         retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 2)
         return client.from_url(
             cluster_url, socket_timeout=socket_timeout, socket_connect_timeout=socket_timeout, retry=retry
@@ -119,21 +133,24 @@ class RedisStagingSink(Sink):
     ----------
     target
         Key that it writes to, or what its keys begin with.
+    kind
+        Type of the key that it writes to, as Redis calls it; None: there is no such key.
     stage
-        Lua that adds ARGV[3..] to KEYS[3]; repeating it changes nothing.
+        Lua that adds ARGV[5..] to KEYS[3].
     apply
         Lua that writes what is at the key `staged` to KEYS[3].
     """
 
-    def __init__(self, url: str, target: str, socket_timeout: float, *, stage: str, apply: str):
+    def __init__(self, url: str, target: str, socket_timeout: float, *, kind: str | None, stage: str, apply: str):
         self._url, self._target, self._socket_timeout = url, target, socket_timeout
-        self._stage_script = f"{OWNED}redis.call('SADD', KEYS[2], ARGV[2])\n{stage}"
+        member = "table.concat({ARGV[1], ARGV[2], ARGV[4]}, ':')"
+        self._stage_script = f"{OWNED}{ONCE}redis.call('SADD', KEYS[2], {member})\n{stage}"
         self._commit_script = _COMMIT.format(owned=OWNED, apply=apply)
-        self._place = redacted(url)
+        self._place, self._kind = redacted(url), kind
         self._client: Any = None
         self._context = SinkContext("", 0)
         self._base = self._staged = ""
-        self._number = 1
+        self._number, self._calls = 1, 0
         self._uncommitted: list[int] = []
         self._has_staged = self._is_cleaning = False
 
@@ -148,19 +165,20 @@ class RedisStagingSink(Sink):
         return self.name
 
     def open(self, context: SinkContext) -> None:
-        """See `Sink.open`. Raises ConfigError when the server throws data away of itself."""
+        """See `Sink.open`. Raises ConfigError when the server throws data away of itself, or the target is something else."""
         self.close()
         self._context = context
         self._base = f"statestore:sink:{{{hash_tag(self._target)}}}:{context.job}"
         if hash_tag(self._target) != self._target:
             self._base += f":{self._target}"
         self._staged = f"{self._base}:staged"
-        self._number, self._uncommitted = 1, []
+        self._number, self._calls, self._uncommitted = 1, 0, []
         self._has_staged = self._is_cleaning = False
         with Translated(self._place):
             self._client = connect(self._url, self._socket_timeout)
             self._check_server()
-            arguments = [context.attempt, context.subtask, context.run, int(context.fresh)]
+            self._check_target()
+            arguments = [context.attempt, context.subtask, context.run, int(context.fresh), secrets.token_hex(8)]
             self._run(_CLAIM, [self._base, self._staged], arguments)
         self.commit_restored(context)
         if context.is_first:
@@ -171,6 +189,12 @@ class RedisStagingSink(Sink):
 
     def _check_server(self) -> None:
         refuse_eviction(self._client, self._place)
+
+    def _check_target(self) -> None:
+        found = self._client.type(self._target).decode() if self._kind is not None else "none"
+        if found not in ("none", self._kind):
+            problem = f"'{self._target}' at {self._place} is a {found}, and no {self._kind}"
+            raise ConfigError(problem, key="sink", hint="give the sink another name to write to, or remove it")
 
     def _run(self, script: str, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> None:
         """Run a script. Raises FencedError when a newer attempt has come."""
@@ -189,12 +213,16 @@ class RedisStagingSink(Sink):
                 hint="restore an older checkpoint, or start over with --restore none",
             )
 
+    def _run_once(self, script: str, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> None:
+        """Run a script that has ONCE in it."""
+        self._calls += 1
+        self._run(script, keys, [self._context.attempt, self._context.subtask, self._calls, *arguments])
+
     def _stage(self, arguments: list[Any]) -> None:
         """Add to the transaction that is being written."""
-        member = f"{self._context.attempt}:{self._context.subtask}:{self._number}"
-        keys = [self._base, self._staged, f"{self._base}:{member}"]
+        staged = f"{self._base}:{self._context.attempt}:{self._context.subtask}:{self._number}"
         self._has_staged = True
-        self._run(self._stage_script, keys, [self._context.attempt, member, *arguments])
+        self._run_once(self._stage_script, [self._base, self._staged, staged], [self._number, *arguments])
 
     @abstractmethod
     def _flush(self) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import msgspec
 
 from statestore.errors import UsageError
+from statestore.io import local_path, redacted
 from statestore.units import parse_duration
 
 
@@ -22,7 +26,18 @@ def seconds_of(sink: str, argument: str, value: str) -> float:
         raise UsageError(f"{sink} {argument}: {error}") from None
 
 
-def key_bytes(key: object) -> bytes:
+def shared_folder(sink: str, argument: str, value: str | os.PathLike[str]) -> Path:
+    """A folder by path or file:// URL. Raises UsageError for another URL."""
+    path = local_path(os.fspath(value))
+    if path is None:
+        raise UsageError(
+            f"{sink} {argument} is '{redacted(os.fspath(value))}': it must be a folder of a file system, which renames in one step, "
+            "as object stores don't; write to a folder, and copy its part-* files from there"
+        )
+    return Path(path)
+
+
+def key_bytes(where: str, key: object) -> bytes:
     """Text, bytes or a number as bytes. Raises UsageError."""
     if isinstance(key, bytes):
         return key
@@ -30,7 +45,7 @@ def key_bytes(key: object) -> bytes:
         return key.encode()
     if isinstance(key, int | float) and not isinstance(key, bool):
         return str(key).encode()
-    raise UsageError(f"a key must be text, bytes or a number, not {type(key).__name__}")
+    raise UsageError(f"{where}: a key must be text, bytes or a number, not {type(key).__name__}")
 
 
 def value_bytes(where: str, value: object, *, is_json: bool = False) -> bytes:
