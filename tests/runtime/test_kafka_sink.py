@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError, UnavailableError, UsageError
+from statestore.testing.clock import FakeClock
 from statestore_runtime import SinkContext
 from statestore_runtime.sinks import KafkaSink, kafka_delivery
 from tests.runtime.fake_kafka import Brokers
@@ -128,6 +129,33 @@ def test_a_subtask_whose_producer_another_one_fences_while_recovering(brokers, t
     job.run_to_the_end(10)
     assert sorted(values(brokers)) == sorted(map(list, job.events))
     job.close()
+
+
+@pytest.mark.parametrize("rounds", [20, 10_000])
+def test_a_recovery_that_others_fence_again_and_again(opened, brokers, rounds):
+    """As many as there are subtasks may recover what one has prepared; the time is the limit, not a number."""
+    sink = opened()
+    sink.write([1])
+    transaction = sink.prepare()
+    left = itertools.count(rounds, -1)
+
+    def fence():
+        if next(left) > 0:
+            brokers.epochs["job-out-0"] += 1
+
+    brokers.before_commit = fence
+    again = KafkaSink("nowhere:9092", "out", staging_dir=sink._staging_dir)
+    clock = FakeClock()
+    context = SinkContext("job", 2, 1, 2, False, (transaction,), {0: sink.snapshot()}, clock=clock)
+    if rounds == 20:
+        again.open(context)
+        assert values(brokers) == [1]
+    else:
+        with pytest.raises(FencedError):
+            again.open(context)
+        assert values(brokers) == []
+        assert clock.monotonic() >= 60
+    again.close()
 
 
 def test_a_file_that_another_subtask_writes_and_removes_meanwhile(brokers, opened, monkeypatch):
