@@ -228,6 +228,19 @@ def test_something_unavailable_is_tried_again_once_the_job_has_run(runs):
     assert runs.told(Restarting)[0].reason == "server unavailable at there: no answer (in operator 'map-1')"
 
 
+@pytest.mark.parametrize(("owner", "attempts"), [(1, [1]), (41, [1, 42])])
+def test_fenced_by_an_attempt_that_the_checkpoints_know_or_not(runs, owner, attempts):
+    """A greater one is claimed only where the owner was counted elsewhere: else two runs of a job would drive each other out for ever."""
+    text = JOB.replace("UnavailableError", "FencedError", 1)
+    runs.write(f'if event == 4 and first(): raise FencedError("there", 0, {owner})', text=text)
+    if owner == 1:
+        assert runs.failure().exit_code == 6
+    else:
+        runs.run()
+        assert runs.written() == COUNTED
+    assert [started.attempt for started in runs.told(Started)] == attempts
+
+
 def test_an_internal_error_is_tried_again(runs):
     """It may be a bug that shows only now and then."""
     text = JOB.replace("def step(event):", "class Odd(BaseException): pass\n\n\ndef step(event):")

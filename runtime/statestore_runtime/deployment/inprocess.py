@@ -15,22 +15,19 @@ from typing import Any
 import msgspec
 
 from statestore.checkpoint.manifest import Manifest
-from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock, SystemClock
 from statestore.config import Config
-from statestore.errors import FencedError, StateStoreError
-from statestore.types import Attempt
+from statestore_runtime.deployment.failing import task_failure
 from statestore_runtime.deployment.storing import Storing
-from statestore_runtime.functions import UserCodeError
 from statestore_runtime.job import Job
 from statestore_runtime.jobmanager.events import Event, Reply, Stop, Told
-from statestore_runtime.jobmanager.failures import JobCancelledError, failed_of
+from statestore_runtime.jobmanager.failures import JobCancelledError
 from statestore_runtime.jobmanager.manager import JobManager
 from statestore_runtime.jobmanager.restart import NoRestart, RestartStrategy, restart_strategy
 from statestore_runtime.jobmanager.state import ENDED, JobState
 from statestore_runtime.listeners import with_listeners
 from statestore_runtime.messages import Finished, Message
-from statestore_runtime.protocol import AnyCommand, AnyReport, Deploy, Failed
+from statestore_runtime.protocol import AnyCommand, AnyReport, Deploy
 from statestore_runtime.task.network import LocalNetwork
 from statestore_runtime.task.output import close_quietly
 from statestore_runtime.task.task import Task
@@ -258,18 +255,3 @@ class InProcess:
     def copy(self, deployment: int, manifest: Manifest, dir: str, reply: Reply) -> None:
         """See `Deployment.copy`."""
         self._storing.copy(deployment, manifest, dir, reply)
-
-
-def task_failure(error: BaseException, checkpoints: Callable[[], CheckpointStorage]) -> Failed:
-    """What a worker of the job with these checkpoints tells of the error that ended it."""
-    failed = failed_of(error)
-    if isinstance(error, UserCodeError):
-        return msgspec.structs.replace(failed, is_users=True)
-    if isinstance(error, FencedError) and error.owner is not None:
-        try:
-            is_known = checkpoints().has_attempt(Attempt(error.owner))
-        except StateStoreError:
-            return failed
-        if not is_known:  # its owner was counted elsewhere: the checkpoints were removed, or lie in another place
-            return msgspec.structs.replace(failed, claim_above=error.owner)
-    return failed

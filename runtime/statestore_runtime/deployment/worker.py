@@ -23,7 +23,7 @@ import msgspec
 from statestore.clock import SystemClock
 from statestore.config import Config
 from statestore.opening import open_checkpoints
-from statestore_runtime.deployment.inprocess import task_failure
+from statestore_runtime.deployment.failing import task_failure
 from statestore_runtime.deployment.peers import PeerLostError, PeerNetwork
 from statestore_runtime.deployment.wire import framed, receive_frame
 from statestore_runtime.loading import load_job
