@@ -24,7 +24,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from statestore.errors import ConfigError, did_you_mean
@@ -174,6 +173,8 @@ def register_backend(name: str, backend: type[Backend]) -> None:
 
 def backend_names() -> set[str]:
     """Names of the backends that there are, which are also the schemes of state URLs."""
+    from importlib.metadata import entry_points  # slow to import
+
     return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)} | set(_registered)
 
 
@@ -226,7 +227,9 @@ def backend_class(name: str) -> type[Backend]:
     """
     if name in _registered:
         return _registered[name]
-    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    from importlib.metadata import entry_points  # slow to import
+
+    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in found:
         hint = did_you_mean(name, found.keys() | _registered.keys())
         raise ConfigError(f"no backend '{name}' is installed", key="state.backend", hint=hint)

@@ -19,7 +19,19 @@ TIMEOUT = 170
 
 # Starting an interpreter and importing everything takes longer than most commands: one process does it, and is forked for each of them.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["statestore_runtime.cli.main", "statestore_backends.rocksdb"])
+_processes.set_forkserver_preload(
+    [
+        "statestore_runtime.cli.main",
+        "statestore_runtime.cli.display",
+        "statestore_runtime.deployment.inprocess",
+        "statestore_runtime.streams",
+        "statestore_runtime.sources.files.source",
+        "statestore_runtime.sinks.files",
+        "statestore.migration.migrate",
+        "statestore.reading.diff",
+        "statestore_backends.rocksdb",
+    ]
+)
 
 
 @dataclass(frozen=True)
