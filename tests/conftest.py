@@ -31,6 +31,8 @@ def pytest_configure():
     if "TMPDIR" not in os.environ and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > FREE_BYTES_MIN:
         os.environ["TMPDIR"] = str(IN_MEMORY)
         tempfile.tempdir = None
+    # Hundreds of processes are started: without byte code beside the modules each of them would compile all of them again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
