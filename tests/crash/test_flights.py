@@ -21,14 +21,14 @@ from tests.crash import flights, killed_flights
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 KILLED_JOB = f"{ROOT / 'tests' / 'crash' / 'killed_flights.py'}:job"
 ALL_FLIGHTS = 336_776
-SOME_FLIGHTS = 80_000
-BATCHES = ALL_FLIGHTS // DEFAULT_BATCH_SIZE
-KILLS = 10
+SOME_FLIGHTS = 50_000
+MORE_FLIGHTS = ALL_FLIGHTS if SOAK_EXAMPLES else 120_000
+KILLS, FLIGHTS_BETWEEN_KILLS = 10 if SOAK_EXAMPLES else 5, 20_000
 ROUNDS = 1 + SOAK_EXAMPLES // 100
 
 # Small enough that bases, packing, applying and collecting all happen within a run.
 BUSY = [
-    "checkpointing.interval=40ms",
+    "checkpointing.interval=20ms",
     "checkpointing.base-min-size=8kb",
     "checkpointing.num-retained=2",
     "checkpointing.base-ratio=0.1",
@@ -88,13 +88,14 @@ def check_output(folder, expected):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_killed_at_random_moments(tmp_path, places, backend, seed):
+def test_killed_at_random_moments(tmp_path, places, more_flights, backend, seed):
     randomness = random.Random(f"{backend}-{seed}")
-    batches = [randomness.randrange(1, BATCHES // KILLS) for _ in range(KILLS)]
-    ended = killed_run(places, backend, [f"job.batch#{batch}" for batch in batches], cwd=tmp_path)
+    batches = [randomness.randrange(1, FLIGHTS_BETWEEN_KILLS // DEFAULT_BATCH_SIZE) for _ in range(KILLS)]
+    points = [f"job.batch#{batch}" for batch in batches]
+    ended = killed_run(places, backend, points, cwd=tmp_path, FLIGHTS_CSV=more_flights)
     assert ended.code == 0, ended.err
-    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (KILLS, ALL_FLIGHTS)
-    check_output(tmp_path, flights.expected())
+    assert (ended.json["restarts"], ended.json["finished"]["events"]) == (KILLS, MORE_FLIGHTS)
+    check_output(tmp_path, flights.expected(MORE_FLIGHTS))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -122,21 +123,22 @@ def test_killed_while_it_recovers(tmp_path, places, some_flights, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_while_its_state_is_copied(tmp_path, places, backend):
+def test_killed_while_its_state_is_copied(tmp_path, places, more_flights, backend):
     """The local state is lost; the job works on its checkpoint at once, dies at every step of it, and its worker is restarted.
 
-    All flights, so that there is work for much longer than the copying takes.
+    More flights, so that there is work for much longer than the copying takes.
     """
     portable = ("-D", "checkpointing.base-format=portable")  # a native base is brought back whole
-    ended = killed_run(places, backend, ["job.batch#170"], *portable, "-D", "restart.type=none", cwd=tmp_path)
+    more = {"cwd": tmp_path, "FLIGHTS_CSV": more_flights}
+    ended = killed_run(places, backend, ["job.batch#100"], *portable, "-D", "restart.type=none", **more)
     assert ended.code == 11, ended.err
     for lost in ("log", backend):
         shutil.rmtree(tmp_path / "local" / "flights" / lost, ignore_errors=True)
     points = [f"{name}#1" for name in named("hydration.")]
     lazy = ("--restore", "latest", "-D", "state-recovery.lazy=true")
-    ended = killed_run(places, backend, points, *lazy, cwd=tmp_path)
+    ended = killed_run(places, backend, points, *lazy, **more)
     assert ended.code == 0, ended.err
-    check_output(tmp_path, flights.expected())
+    check_output(tmp_path, flights.expected(MORE_FLIGHTS))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
