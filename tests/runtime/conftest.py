@@ -10,7 +10,9 @@ import pytest
 import redis
 
 from statestore_runtime.sources import KafkaSource, RedisStreamSource
+from tests.conftest import BACKENDS
 from tests.runtime.kafka_reading import Cluster
+from tests.runtime.stories import Stage
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,18 @@ def stream_source(request, stream_client):
     """Makes a source of the client's server."""
     url = request.getfixturevalue("redis_url") if isinstance(stream_client, redis.Redis) else "redis://127.0.0.1:6379/0"
     return functools.partial(RedisStreamSource, url)
+
+
+@pytest.fixture(params=BACKENDS)
+def stage(request, places):
+    return Stage(places, request.param)
+
+
+@pytest.fixture
+def memory_stage(places):
+    """For what has nothing to do with the backend."""
+
+    def make(*settings):
+        return Stage(places, "memory", *settings)
+
+    return make
