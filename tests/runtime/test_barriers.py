@@ -13,7 +13,7 @@ from statestore.keys import DEFAULT_MAX_PARALLELISM, KeyCodec, key_group_of, spl
 from statestore.opening import open_checkpoints
 from statestore.testing.clock import FakeClock
 from statestore_runtime import Job, KeyedProcessFunction, Source, Tumbling, WatermarkStrategy
-from statestore_runtime.protocol import Acknowledged, Assign, Begin, Complete, Deploy, Trigger
+from statestore_runtime.protocol import Abort, Acknowledged, Assign, Begin, Complete, Deploy, Trigger
 from statestore_runtime.sources import SplitReader
 from statestore_runtime.task.meta import merged_meta
 from statestore_runtime.task.network import LocalConnections
@@ -195,6 +195,48 @@ def test_what_is_read_behind_a_barrier_is_read_again(workers, mode):
     both.source.events += [4]
     both.settle()
     assert set(both.written[-1]) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("trigger_is_late", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpoint_that_is_given_up_while_a_worker_waits_for_its_barrier(workers, mode, trigger_is_late):
+    """The barrier, and what the JobManager had said before, come when it is over; the next checkpoint is whole."""
+    both = workers(mode, one_stage)
+    both.source.events = [1, 2]
+    both.settle()
+    both.networks[1].is_held = True
+    both.source.events += [3]
+    both.trigger(0)
+    if not trigger_is_late:
+        both.trigger(1)
+    both.step(0, 5)
+    both.step(1, 5)
+    if not trigger_is_late:
+        both.wait_for_part(0)
+    assert both.part(1) is None
+    for task in both.tasks:
+        task.handle(Abort(checkpoint=1, reason="no answer"))
+    if trigger_is_late:
+        both.trigger(1)
+    both.source.events += [4]
+    both.step(0, 5)
+    both.networks[1].is_held = False
+    both.settle()
+    assert sorted(both.written[-1]) == [1, 2, 3, 4]
+    assert both.part(1) is None
+    both.checkpoint += 1
+    for worker in (0, 1):
+        both.trigger(worker)
+    both.settle()
+    for worker in (0, 1):
+        both.wait_for_part(worker)
+    both.complete()
+    both.source.events += [5]
+    both.settle()
+    assert sorted(both.written[-1]) == [1, 2, 3, 4, 5]
+    both.crash()
+    both.settle()
+    assert sorted(both.written[-1]) == [1, 2, 3, 4, 5]
 
 
 class Once(KeyedProcessFunction):
