@@ -24,11 +24,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from statestore.errors import ConfigError, did_you_mean
 from statestore.io import OpenStorage, open_storage
 from statestore.types import Attempt, Epoch
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "statestore.backends"
 
@@ -171,11 +174,15 @@ def register_backend(name: str, backend: type[Backend]) -> None:
     _registered[name] = backend
 
 
-def backend_names() -> set[str]:
-    """Names of the backends that there are, which are also the schemes of state URLs."""
+def _installed() -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points  # slow to import
 
-    return {point.name for point in entry_points(group=ENTRY_POINT_GROUP)} | set(_registered)
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def backend_names() -> set[str]:
+    """Names of the backends that there are, which are also the schemes of state URLs."""
+    return _installed().keys() | _registered.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +234,7 @@ def backend_class(name: str) -> type[Backend]:
     """
     if name in _registered:
         return _registered[name]
-    from importlib.metadata import entry_points  # slow to import
-
-    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    found = _installed()
     if name not in found:
         hint = did_you_mean(name, found.keys() | _registered.keys())
         raise ConfigError(f"no backend '{name}' is installed", key="state.backend", hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_name_that_is_not_known(unknown):
 
 def test_an_installed_backend(unknown, monkeypatch):
     point = EntryPoint("sqlite", "examples.sqlite_backend:SQLiteBackend", contract.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(contract, "entry_points", lambda group: [point] if group == contract.ENTRY_POINT_GROUP else [])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == contract.ENTRY_POINT_GROUP else [])
     assert backend_class("sqlite") is SQLiteBackend
 
 

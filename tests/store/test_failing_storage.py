@@ -157,6 +157,7 @@ def test_old_checkpoints_that_can_not_be_removed_wait(stores, monkeypatch, caplo
     store = stores.open("memory", "none", "checkpointing.num-retained=1")
     fill(store, 1)
     store.checkpoint()
+    assert store.collected()
     failing_once(monkeypatch, "delete", "_metadata", after=False)
     with caplog.at_level(logging.WARNING):
         assert store.checkpoint().checkpoint_id == 2

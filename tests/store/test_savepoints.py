@@ -335,5 +335,6 @@ def test_a_checkpoint_that_its_job_removes_meanwhile(stores, tmp_path):
         fill(store, 0, 60)
         store.checkpoint()
         store._chain.wait()
+    assert store.collected()
     with pytest.raises(UnavailableError, match="its job has removed it meanwhile; run it again"):
         save_checkpoint(store.checkpoints, info.manifest, str(tmp_path / "sp"), FakeClock())
