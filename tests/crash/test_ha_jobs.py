@@ -193,7 +193,7 @@ def test_commands_reach_the_leader_and_all_end_with_it(candidates):
     assert runs.written() == expected(100)
     first, second = runs.start_all(2, "--restore", "latest")
     runs.leader()
-    wait_for(lambda: len(runs.statuses()) == 2)
+    wait_for(lambda: [status.state for status in runs.statuses()] == ["running", "standby"])
     assert runs.command("cancel").code == 0
     assert [runs.ended(process)[0] for process in (first, second)] == [12, 12]
     assert sorted([runs.error(first).splitlines()[-1][:32], runs.error(second).splitlines()[-1][:32]]) == [
@@ -206,6 +206,9 @@ def test_a_job_that_fails_fails_everywhere(candidates):
     runs = candidates("memory", "restart.type=none")
     started = runs.start_all(2)
     first = runs.leader()
+    wait_for(
+        lambda: [status.state for status in runs.statuses()] == ["running", "standby"]
+    )  # one that comes when all is over would begin a new run
     os.kill(first.workers[0], signal.SIGKILL)
     assert [runs.ended(process)[0] for process in started] == [11, 11]
     (standby,) = (process for process in started if process.pid != first.pid)

@@ -12,7 +12,7 @@ import redis
 from statestore_runtime.sources import KafkaSource, RedisStreamSource
 from tests.conftest import BACKENDS
 from tests.runtime.kafka_reading import Cluster
-from tests.runtime.stories import Stage
+from tests.runtime.run_stories import Stage
 
 
 @pytest.fixture(scope="session")

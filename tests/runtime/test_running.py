@@ -20,7 +20,7 @@ from statestore_runtime import (
 )
 from statestore_runtime.messages import CheckpointCompleted, Progress, Started
 from tests.conftest import BACKENDS
-from tests.runtime.stories import (
+from tests.runtime.run_stories import (
     CHECKPOINT,
     INTERVAL,
     Call,

@@ -14,7 +14,7 @@ from statestore_runtime import (
     UserCodeError,
     run_job,
 )
-from tests.runtime.stories import (
+from tests.runtime.run_stories import (
     CHECKPOINT,
     Crash,
     Story,

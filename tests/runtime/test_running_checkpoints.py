@@ -14,7 +14,7 @@ from statestore_runtime import (
     FileSink,
 )
 from statestore_runtime.messages import CheckpointCompleted, CheckpointFailed
-from tests.runtime.stories import CHECKPOINT, INTERVAL, OVERDUE, TIMEOUT, Call, Crash, Failing, expected
+from tests.runtime.run_stories import CHECKPOINT, INTERVAL, OVERDUE, TIMEOUT, Call, Crash, Failing, expected
 
 FIVE = [1, CHECKPOINT, 2, CHECKPOINT, 3, CHECKPOINT, 4, CHECKPOINT, 5]
 

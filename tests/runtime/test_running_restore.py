@@ -6,7 +6,7 @@ import pytest
 
 from statestore.errors import CheckpointNotFoundError, IncompatibleStateError, UsageError
 from statestore_runtime.messages import CheckpointCompleted, Started
-from tests.runtime.stories import (
+from tests.runtime.run_stories import (
     CHECKPOINT,
     Crash,
     expected,
