@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from statestore.keys import split_entry
 from statestore.types import Epoch
@@ -24,14 +25,19 @@ LAYERS_MAX = 8
 """More batches than this are not looked up one by one."""
 MISSING = object()
 
+EncodeKeys = Callable[[list[Any]], list[bytes]]
+"""From keys of a state to their entry keys."""
+
 
 class EpochBatch:
     """Encoded entries of an epoch or of several; `None` deletes."""
 
-    __slots__ = ("collections", "entries", "epoch", "value_bytes")
+    __slots__ = ("_entries", "_later", "_lock", "collections", "epoch", "value_bytes")
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, bytes | None] = {}
+        self._entries: dict[bytes, bytes | None] = {}
+        self._later: list[tuple[list[Any], EncodeKeys, Sequence[bytes | None]]] = []
+        self._lock = threading.Lock()
         self.collections: dict[bytes, set[bytes]] = {}
         """Entry keys by the prefix of the map they belong to, so that a map can be read without searching the whole batch."""
         self.value_bytes = 0
@@ -41,19 +47,34 @@ class EpochBatch:
     @property
     def memory_bytes(self) -> int:
         """About how much it takes."""
-        return self.value_bytes + ENTRY_OVERHEAD_BYTES * len(self.entries)
+        return self.value_bytes + ENTRY_OVERHEAD_BYTES * self.count
+
+    @property
+    def count(self) -> int:
+        """Number of entries, or a little more."""
+        return len(self._entries) + sum(len(keys) for keys, _, _ in self._later)
+
+    @property
+    def entries(self) -> dict[bytes, bytes | None]:
+        """Values by entry key. Any thread may be the first to ask for them. Raises what `put_later` was told to encode keys with."""
+        if self._later:
+            with self._lock:
+                for keys, encode, values in self._later:
+                    self._entries.update(zip(encode(keys), values, strict=True))
+                self._later = []  # only now: whoever finds nothing left here finds all of it there
+        return self._entries
 
     def put(self, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry."""
-        self.entries[entry_key] = value
+        self._entries[entry_key] = value
 
-    def put_many(self, entry_keys: list[bytes], values: Sequence[bytes | None]) -> None:
-        """Set several entries."""
-        self.entries.update(zip(entry_keys, values, strict=True))
+    def put_later(self, keys: list[Any], encode: EncodeKeys, values: Sequence[bytes | None]) -> None:
+        """Set several entries, under which nothing is put after this. Keys can't change, so they are encoded when somebody needs them."""
+        self._later.append((keys, encode, values))
 
     def put_collection(self, prefix: bytes, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry of the map with this prefix."""
-        self.entries[entry_key] = value
+        self._entries[entry_key] = value
         self.collections.setdefault(prefix, set()).add(entry_key)
 
     def put_entry(self, entry_key: bytes, value: bytes | None) -> None:

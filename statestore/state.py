@@ -253,17 +253,19 @@ class SingleState(State[T]):
         self._young_bytes += self._cost(len(wanted), size)
 
     def _encode_changes(self, batch: EpochBatch) -> int:
-        # What stops the world at a checkpoint: it has no line of ours to run for each entry but the two that join bytes.
-        entry_keys = self._keys.of_many(self._scope.encode_keys(self._changed))
-        values = list(self._changed.values())
+        # What stops the world at a checkpoint: it has no line of ours to run for each entry but the one that joins bytes.
+        keys, values = list(self._changed), list(self._changed.values())
         if type(ABSENT) in set(map(type, values)):
-            removed = [key for key, value in zip(entry_keys, values, strict=True) if value is ABSENT]
-            batch.put_many(removed, [None] * len(removed))
-            entry_keys = [key for key, value in zip(entry_keys, values, strict=True) if value is not ABSENT]
+            removed = [key for key, value in self._changed.items() if value is ABSENT]
+            batch.put_later(removed, self._entry_keys, [None] * len(removed))
+            keys = [key for key, value in self._changed.items() if value is not ABSENT]
             values = [value for value in values if value is not ABSENT]
         stored = self._to_store(values)
-        batch.put_many(entry_keys, stored)
+        batch.put_later(keys, self._entry_keys, stored)
         return sum(map(len, stored))
+
+    def _entry_keys(self, keys: list[Any]) -> list[bytes]:
+        return self._keys.of_many(self._scope.encode_keys(keys))
 
     def _to_store(self, values: list[Any]) -> list[bytes]:
         """What is stored of cached values."""

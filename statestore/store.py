@@ -295,7 +295,7 @@ class StateStore(StateFactory):
         dirty = sum(handle.dirty_bytes for handle in self._handles())
         draft = self._pending.draft
         if draft is not None:
-            dirty += ENTRY_OVERHEAD_BYTES * len(draft.entries)
+            dirty += ENTRY_OVERHEAD_BYTES * draft.count
         return dirty > self._settings.cache_bytes
 
     def commit(self, meta: dict[str, Any] | None = None) -> Epoch:
@@ -351,7 +351,7 @@ class StateStore(StateFactory):
         self._pending.draft.merge(changes)
         for handle in self._handles():
             handle.flushed()
-        self.holds_entries = self.holds_entries or bool(changes.entries)
+        self.holds_entries = self.holds_entries or changes.count > 0
 
     def rollback(self) -> None:
         """Drop all changes since the last `mark` or, where there was none, since the last commit. Handles read everything anew.
@@ -381,9 +381,9 @@ class StateStore(StateFactory):
     def _log_epoch(self, meta: dict[str, Any], *, is_deferred: bool) -> None:
         self.metrics.wal_bytes += self._log.settle()
         batch = self._pending.draft or EpochBatch()
-        before = len(batch.entries)
+        before = batch.count
         self._remove_expired(batch)  # before the changes: what was touched since stays
-        swept = len(batch.entries) - before
+        swept = batch.count - before
         handles = self._handles()
         for handle in handles:
             handle.flush(batch)
@@ -398,15 +398,15 @@ class StateStore(StateFactory):
         batch.epoch = Epoch(self._epoch + 1)
         record = CommitRecord(meta, self.times.times(), states)
         if is_deferred:
-            self._log.defer(batch.entries, batch.epoch, record)
+            self._log.defer(lambda: batch.entries, batch.epoch, record)
             flushed()
         else:
             self.metrics.wal_bytes += self._log.append(batch.entries, batch.epoch, record, flushed)
             self._measure_log()
-        self._sweep.owe(len(batch.entries) - swept)
+        self._sweep.owe(batch.count - swept)
         self._epoch, self._meta, self.registry.has_changed = batch.epoch, meta, False
         self._pending.add(batch)
-        self.holds_entries = self.holds_entries or bool(batch.entries)
+        self.holds_entries = self.holds_entries or batch.count > 0
 
     def _remove_expired(self, batch: EpochBatch) -> None:
         found = dict(self._sweep.take())

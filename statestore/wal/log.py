@@ -84,7 +84,7 @@ class Log:
         self._appender: Appender | None = None
         self._failure: BaseException | None = None
         self._settling = threading.Lock()
-        self._deferred: tuple[Batch, Epoch, CommitRecord] | None = None
+        self._deferred: tuple[Callable[[], Batch], Epoch, CommitRecord] | None = None
         self._header: SegmentHeader | None = None
         self._digest = hashlib.sha256()
         self._size = 0
@@ -214,8 +214,13 @@ class Log:
         assert self._deferred is None, "settle it first"
         return self._append(batch, epoch, commit, meanwhile)
 
-    def defer(self, batch: Batch, epoch: Epoch, commit: CommitRecord) -> None:
-        """Take over an epoch and do nothing yet: `settle` logs it and seals its segment. `batch` must not change until then.
+    def defer(self, batch: Callable[[], Batch], epoch: Epoch, commit: CommitRecord) -> None:
+        """Take over an epoch and do nothing yet: `settle` logs it and seals its segment.
+
+        Parameters
+        ----------
+        batch
+            Gives the entries, always the same, in the thread that settles.
 
         Raises
         ------
@@ -227,13 +232,16 @@ class Log:
         self._deferred = batch, epoch, commit
 
     def settle(self) -> int:
-        """Log what was deferred, if anything was, durably, and seal its segment; returns the bytes written. Raises as `append` does."""
+        """Log what was deferred, if anything was, durably, and seal its segment; returns the bytes written.
+
+        Raises as `append` does, and as what gives the entries.
+        """
         with self._settling:
             self._check()
             if self._deferred is None:
                 return 0
             batch, epoch, commit = self._deferred
-            size = self._append(batch, epoch, commit, lambda: None)
+            size = self._append(batch(), epoch, commit, lambda: None)
             self._deferred = None
             self.seal()
             return size

@@ -1,6 +1,9 @@
 """What is committed waits for the backend in batches: the newest value is found, wherever it waits."""
 
-from statestore.pending import LAYERS_MAX, MISSING, EpochBatch, Pending
+import pytest
+
+from statestore.errors import UsageError
+from statestore.pending import ENTRY_OVERHEAD_BYTES, LAYERS_MAX, MISSING, EpochBatch, Pending
 
 
 def batch(**entries):
@@ -59,3 +62,33 @@ def test_many_batches_are_looked_up_as_one():
     assert pending.ready_bytes == waiting
     taken = pending.take()
     assert (taken.epoch, taken.entries[b"a"], len(taken.entries)) == (last, b"%d" % last, last + 1)
+
+
+def test_keys_are_encoded_when_somebody_needs_them():
+    encoded = []
+
+    def encode(keys):
+        encoded.extend(keys)
+        return [key.encode() for key in keys]
+
+    late, pending = EpochBatch(), Pending()
+    late.put(b"a", b"swept")
+    late.put_later(["a", "b"], encode, [b"1", None])
+    late.epoch, late.value_bytes = 1, 1
+    pending.add(late)
+    pending.complete(1)
+    assert (late.count, pending.ready_bytes, encoded) == (3, 1 + 3 * ENTRY_OVERHEAD_BYTES, [])
+    assert pending.get_many([b"a", b"b", b"c"]) == [b"1", None, MISSING]
+    assert pending.take().entries == {b"a": b"1", b"b": None}
+    assert (late.count, encoded) == (2, ["a", "b"])
+
+
+def test_a_key_that_can_not_be_encoded_is_said_each_time():
+    def encode(keys):
+        raise UsageError(f"no key: {keys}")
+
+    batch = EpochBatch()
+    batch.put_later(["a"], encode, [b"1"])
+    for _ in range(2):
+        with pytest.raises(UsageError, match="no key"):
+            batch.entries  # noqa: B018

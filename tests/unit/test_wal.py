@@ -223,7 +223,7 @@ def test_a_failed_sync_poisons_the_log():
 
 def deferred(log, epoch, **entries):
     batch = {key.encode(): str(value).encode() for key, value in entries.items()}
-    log.defer(batch, epoch, CommitRecord({}, Times(), STATES if log.needs_states else None))
+    log.defer(lambda: batch, epoch, CommitRecord({}, Times(), STATES if log.needs_states else None))
 
 
 def test_what_is_deferred_is_logged_and_sealed_when_it_is_settled():
