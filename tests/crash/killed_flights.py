@@ -34,8 +34,7 @@ def _arm(folder):
         crashpoints._armed_name, crashpoints._hits_left, crashpoints._token = name, int(hit), str(following)
 
 
-if (
-    "CRASH_POINTS" in os.environ and Path(sys.argv[0]).name == "worker.py"
-):  # not in the JobManager, which reads this file too
+# Not in the JobManager, which reads this file too.
+if "CRASH_POINTS" in os.environ and Path(sys.argv[0]).name == "worker.py":
     _arm(Path(os.environ["CRASH_POINTS"]))
 job = load_job(f"{FLIGHTS}:job")

@@ -21,7 +21,7 @@ from tests.crash import flights, killed_flights
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 KILLED_JOB = f"{ROOT / 'tests' / 'crash' / 'killed_flights.py'}:job"
 ALL_FLIGHTS = 336_776
-SOME_FLIGHTS = 50_000
+SOME_FLIGHTS = 80_000
 MORE_FLIGHTS = ALL_FLIGHTS if SOAK_EXAMPLES else 120_000
 KILLS, FLIGHTS_BETWEEN_KILLS = 10 if SOAK_EXAMPLES else 5, 20_000
 ROUNDS = 1 + SOAK_EXAMPLES // 100
@@ -39,11 +39,8 @@ BUSY = [
 ]
 # Points that one run dies at, one after the other; those of savepoints, claims and migrations are in test_copies.py.
 TOGETHER = (("commit.", "backend.", "base."), ("checkpoint.", "pack."), ("sink.", "recovery."))
-ONCE = (
-    "base.made",
-    "recovery.begun",
-    "recovery.loaded",
-)  # in the life of a process; where the backend is slow there is no second base
+# In the life of a process; where the backend is slow there is no second base.
+ONCE = ("base.made", "recovery.begun", "recovery.loaded")
 
 
 MANIFEST = "checkpoint.manifest-written"  # which is the JobManager's doing

@@ -206,9 +206,8 @@ def test_a_job_that_fails_fails_everywhere(candidates):
     runs = candidates("memory", "restart.type=none")
     started = runs.start_all(2)
     first = runs.leader()
-    wait_for(
-        lambda: [status.state for status in runs.statuses()] == ["running", "standby"]
-    )  # one that comes when all is over would begin a new run
+    # One that comes when all is over would begin a new run.
+    wait_for(lambda: [status.state for status in runs.statuses()] == ["running", "standby"])
     os.kill(first.workers[0], signal.SIGKILL)
     assert [runs.ended(process)[0] for process in started] == [11, 11]
     (standby,) = (process for process in started if process.pid != first.pid)

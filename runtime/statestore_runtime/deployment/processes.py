@@ -65,9 +65,8 @@ class Processes:
         ends: list[list[socket.socket | None]] = [[None] * parallelism for _ in range(parallelism)]  # of, to
         try:
             for subtask in range(parallelism):
-                for other in range(
-                    subtask + 1, parallelism
-                ):  # only now: all of them at once may be more than can be open
+                # Only now: all of them at once may be more than can be open.
+                for other in range(subtask + 1, parallelism):
                     ends[subtask][other], ends[other][subtask] = socket.socketpair()
                 self._start_one(subtask, ends[subtask], deploy)
                 _close(ends[subtask])
