@@ -203,6 +203,25 @@ def test_the_report(folder):
     assert "backend rocksdb at .statestore/numbers/rocksdb" in ended.err
 
 
+LATE_AND_BAD = """
+from statestore_runtime import CollectionSource, Job, PrintSink, Tumbling, WatermarkStrategy
+
+job = Job("times")
+times = WatermarkStrategy.monotonous(lambda event: event)
+timed = job.source(CollectionSource([1.0, 100.0, 2.0, 0.0], batch_size=1)).assign_timestamps(times)
+timed.map(lambda event: 1 / event).sink(PrintSink())
+timed.key_by(lambda event: "all", str).window(Tumbling("10ms")).reduce(max, float).sink(PrintSink())
+"""
+
+
+def test_the_report_tells_what_was_left_out(folder):
+    (folder / "times.py").write_text(LATE_AND_BAD)
+    ended = statestore("run", "times.py", *settings(["job.on-error=skip"]), cwd=folder)
+    assert ended.code == 0, ended.err
+    assert "skipped        1 on which a function failed" in ended.out
+    assert "too late       1 event, dropped" in ended.out
+
+
 def test_help_and_version(folder):
     assert "Commands:" in statestore("--help", cwd=folder).out
     assert "--restore" in statestore("run", "--help", cwd=folder).out

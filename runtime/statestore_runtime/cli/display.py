@@ -167,6 +167,10 @@ def _rows(outcome: Outcome, started: Started | None) -> list[tuple[str, str]]:
         rows.append(("events", f"{finished.events_this_run:,} since the restored checkpoint"))
     if finished.bad_records:
         rows.append(("bad records", f"{finished.bad_records:,}, passed over as source.on-error says"))
+    if finished.skipped_events:
+        rows.append(("skipped", f"{finished.skipped_events:,} on which a function failed, as job.on-error says"))
+    if finished.late_events:
+        rows.append(("too late", f"{_plural(finished.late_events, 'event')}, dropped"))
     if outcome.restarts:
         rows.append(("restarts", f"{outcome.restarts}; {outcome.recovery_seconds:.2f} s until the job ran again"))
     if started is not None:
