@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/statestore run examples/flights.py:job --restore none -D state.backend=$(BACKEND)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n 3  # two cores: a third of the time goes into waiting for processes and disks
+	@$(BIN)/python -m pytest -n 4  # on two cores, as half of the time goes into waiting for processes and disks
 
 soak: $(VENV)/.installed-dev
 	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store tests/unit tests/crash tests/simulation -n 2 --timeout 3600
