@@ -14,13 +14,10 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import datetime
-import decimal
 import inspect
 import pickle
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, get_origin
 
@@ -37,12 +34,6 @@ _INTEGER, _TEXT, _PAIRS = 1, 2, 4
 
 _EXACT: tuple[Any, ...] = (int, str, bytes, float, bool)
 """Types whose values, if their class is just that, are always read back as they are."""
-
-# Handing the same object out twice can't do harm with these.
-_IMMUTABLE = (
-    type(None), bool, int, float, str, bytes, decimal.Decimal, uuid.UUID,
-    datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
-)  # fmt: skip
 
 
 class Reader(NamedTuple):
@@ -389,12 +380,3 @@ def _fields(value: Any) -> Iterable[Any]:
         declared = getattr(value, "__attrs_attrs__", None) or dataclasses.fields(value)
         names = [field.name for field in declared]
     return [getattr(value, name, None) for name in names]
-
-
-def fresh_value(default: Any) -> Callable[[], Any] | None:
-    """How to make a new equal object of a default that can be changed in place; None when the default itself can be handed out."""
-    config = getattr(type(default), "__struct_config__", None)
-    is_empty = isinstance(default, tuple) and not default
-    if isinstance(default, _IMMUTABLE) or is_empty or (config is not None and config.frozen):
-        return None
-    return lambda: copy.deepcopy(default)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from statestore.codecs import Codec, fresh_value
+from statestore.codecs import Codec
+from statestore.defaults import fresh_value
 from statestore.envelope import open_envelope, plain_head
 from statestore.errors import UsageError
 from statestore.footprint import footprint
