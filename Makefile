@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n 4  # on two cores, as half of the time goes into waiting for processes and disks
 
 soak: $(VENV)/.installed-dev
-	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store tests/unit tests/crash tests/simulation -n 2 --timeout 3600
+	@SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/store tests/unit tests/crash tests/simulation tests/story tests/ha -n 4 --timeout 3600
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from statestore_runtime.testing import CHECKPOINT, CRASH, EOF, RESCALE, RESTART
+from tests.conftest import seeds
 from tests.story import jobs
 from tests.story.jobs import check_two_stages, events_of, pairs
 
@@ -51,7 +52,7 @@ def random_script(seed, make):
     return script
 
 
-@pytest.mark.parametrize(("backend", "parallelism", "seed"), pairs(range(8)))
+@pytest.mark.parametrize(("backend", "parallelism", "seed"), pairs(seeds(8)))
 def test_at_random(monkeypatch, redis_url, backend, parallelism, seed):
     jobs.UnevenWorkers(monkeypatch, seed)
     script = random_script(seed, lambda rng, number: rng.randrange(100))
@@ -65,7 +66,7 @@ def timed_event(rng, number):
     return rng.choice(["ann", "bob", "cid"]), max(0, number + rng.randrange(-2, 3)), rng.randrange(20)
 
 
-@pytest.mark.parametrize(("backend", "parallelism", "seed"), pairs(range(8)))
+@pytest.mark.parametrize(("backend", "parallelism", "seed"), pairs(seeds(8)))
 def test_windows_and_timers(monkeypatch, redis_url, backend, parallelism, seed):
     """The end of the source would let all windows fire: so it ends once."""
     jobs.UnevenWorkers(monkeypatch, seed)
