@@ -136,33 +136,52 @@ def test_a_newer_attempt_stops_this_one(stage):
     stage.check_visible([1])
 
 
+class Stuck:
+    """A method's call number `number`, of those with such a first argument, waits until it is released."""
+
+    def __init__(self, monkeypatch, owner, name, number, counts=lambda argument: True):
+        original, self.calls = getattr(owner, name), 0
+        self._is_stuck, self._released = threading.Event(), threading.Event()
+
+        def call(called, argument, *more):
+            if counts(argument):
+                self.calls += 1
+                if self.calls == number:
+                    self._is_stuck.set()
+                    assert self._released.wait(60)
+            original(called, argument, *more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    def release(self):
+        self._released.set()
+
+    def pass_time(self, stage, seconds):
+        """A place of a story where so much time passes, once the call is stuck."""
+
+        def pass_it():
+            if not self._is_stuck.is_set():
+                return False
+            stage.clock.now += seconds
+            return True
+
+        return Call(pass_it)
+
+
+def interval(stage):
+    """A place of a story where a checkpoint comes to be due; the events behind it do not wait."""
+    return Call(lambda: setattr(stage.clock, "now", stage.clock.now + INTERVAL))
+
+
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
     """Its time comes to an end on the clock; it wakes up when the next one is complete, and changes nothing."""
     stage.config = stage.configured("checkpointing.tolerable-failed=1", "checkpointing.inline-threshold=0")
-    original, released, stuck, uploads = LocalStorage.write, threading.Event(), threading.Event(), []
-
-    def write(storage, name, data):
-        if "/delta-" in name:
-            uploads.append(name)
-            if len(uploads) == number:
-                stuck.set()
-                assert released.wait(60)
-        original(storage, name, data)
-
-    monkeypatch.setattr(LocalStorage, "write", write)
-
-    def wait_until_it_is_overdue():
-        if not stuck.is_set():
-            return False
-        stage.clock.now += OVERDUE
-        return True
-
+    stuck = Stuck(monkeypatch, LocalStorage, "write", number, lambda name: "/delta-" in name)
     story = [1, CHECKPOINT, 2, CHECKPOINT, 3, CHECKPOINT, 4]
-    at = 2 * number - 2
-    story[at - 1 : at] = [Call(lambda: setattr(stage.clock, "now", stage.clock.now + INTERVAL))]
-    story.insert(at, Call(wait_until_it_is_overdue))
-    story.append(Call(released.set))
+    at = 2 * number - 3
+    story[at : at + 1] = [interval(stage), stuck.pass_time(stage, OVERDUE)]
+    story.append(Call(stuck.release))
     threads = threading.active_count()
     finished = stage.play(story)
     assert [failure.reason for failure in stage.told(CheckpointFailed)] == [
@@ -180,64 +199,27 @@ def test_a_stuck_upload_is_given_up(stage, monkeypatch, number):
 
 def test_a_checkpoint_that_is_being_completed_is_not_given_up(stage, monkeypatch):
     """Its time is over while the manifest is written: whether it exists would be unknown."""
-    original, released, stuck, calls = CheckpointStorage.complete, threading.Event(), threading.Event(), []
-
-    def complete(checkpoints, manifest):
-        calls.append(manifest)
-        if len(calls) == 2:
-            stuck.set()
-            assert released.wait(60)
-        original(checkpoints, manifest)
-
-    monkeypatch.setattr(CheckpointStorage, "complete", complete)
-
-    def pass_time(seconds):
-        stage.clock.now += seconds
-
-    def wait_until_it_is_overdue():
-        if not stuck.is_set():
-            return False
-        pass_time(OVERDUE)
-        return True
+    stuck = Stuck(monkeypatch, CheckpointStorage, "complete", 2)
 
     def go_on():
-        released.set()
+        stuck.release()
         join_checkpoints()
 
-    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_overdue), 2, Call(go_on), CHECKPOINT, 3]
+    story = [1, interval(stage), stuck.pass_time(stage, OVERDUE), 2, Call(go_on), CHECKPOINT, 3]
     finished = stage.play(story)
     assert stage.told(CheckpointFailed) == []
-    assert finished.checkpoints == len(calls) == len(stage.told(CheckpointCompleted))
+    assert finished.checkpoints == stuck.calls == len(stage.told(CheckpointCompleted))
     stage.check([1, 2, 3])
 
 
 def test_a_manifest_that_is_written_for_ever_ends_the_run(stage, monkeypatch):
     """Only a new start can tell whether it is complete."""
-    original, released, stuck, calls = CheckpointStorage.complete, threading.Event(), threading.Event(), []
-
-    def complete(checkpoints, manifest):
-        calls.append(manifest)
-        if len(calls) == 2:
-            stuck.set()
-            assert released.wait(60)
-        original(checkpoints, manifest)
-
-    monkeypatch.setattr(CheckpointStorage, "complete", complete)
+    stuck = Stuck(monkeypatch, CheckpointStorage, "complete", 2)
     monkeypatch.setattr("statestore_runtime.task.barriers.CLOSING_SECONDS", 0.01)
-
-    def pass_time(seconds):
-        stage.clock.now += seconds
-
-    def wait_until_it_is_stuck():
-        if not stuck.is_set():
-            return False
-        pass_time(2 * OVERDUE)
-        return True
-
-    story = [1, Call(lambda: pass_time(INTERVAL)), Call(wait_until_it_is_stuck), 2, 3]
+    story = [1, interval(stage), stuck.pass_time(stage, 2 * OVERDUE), 2, 3]
     with pytest.raises(UnavailableError, match="only a new start can tell"):
         stage.play(story)
-    released.set()
+    stuck.release()
     join_checkpoints()
     stage.play(story, restore="latest")
     stage.check([1, 2, 3])
