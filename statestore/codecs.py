@@ -93,7 +93,7 @@ class Codec:
         self._is_open = not self._is_pickled and has_any(self.schema)
         # Of values of just this class `encode` is enough, if what is to verify it, where anything is, can read the bytes.
         self._fast_class = None if self._is_open else self._value_class
-        self._verify = None if self._exact else reader.one
+        self._verify = None if self._exact else reader.many
 
     # Writing
 
@@ -111,14 +111,11 @@ class Codec:
     def checked_each(self, values: list[Any], head: bytes, state: str) -> list[bytes]:
         """Bytes of each of several values, behind `head`. Raises as `checked` does."""
         if set(map(type, values)) == {self._fast_class}:
-            encode, verify = self.encode, self._verify
             try:
-                if verify is None:
-                    return [head + encode(value) for value in values]
-                encoded = list(map(encode, values))
-                for data in encoded:
-                    verify(data)
-                return [head + data for data in encoded]
+                encoded = list(map(self.encode, values))
+                if self._verify is not None:
+                    self._verify(_array_head(len(encoded)) + b"".join(encoded))
+                return list(map(head.__add__, encoded))
             except Exception:  # whatever a class of the user's raises; one by one they show which it was
                 pass
         return [head + self.checked(value, state) for value in values]
@@ -212,6 +209,11 @@ class Codec:
             except _UNREADABLE as later:
                 error = later
         raise CorruptionError(f"state '{state}'", f"a stored value can't be read as {self.name}: {error}") from error
+
+
+def _array_head(count: int) -> bytes:
+    """What stands in MessagePack before the values of an array."""
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 def decode_plain(data: bytes) -> Any:
