@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import random
 
 import pytest
 
@@ -52,6 +53,30 @@ def test_every_cut_with_bad_records(tmp_path):
         events += read(make(), position, after)
         assert [event["x"] for event in events] == ["1", "2", "3"]
         assert before.bad_records + after.bad_records == 4
+
+
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_every_batch_of_lines_of_any_length(tmp_path, compression):
+    """Lines that are read together are cut at the right places, however much longer or shorter than those before them they are."""
+    randomness, lines, expected = random.Random(3), [], []
+    for number in range(3000):
+        size = randomness.choice([1, 5, 50, 5000]) if number % 1000 > 300 else 20
+        lines.append(randomness.choice(['{"n": %d, "text": "%s"}', '{"n": %d, "text": "%s"} ']) % (number, "x" * size))
+        expected.append({"n": number, "text": "x" * size})
+        if number % 97 == 0:
+            lines += ["", '{"n": bad}']
+    path = file(tmp_path / f"a.jsonl{compression}", "\n".join(lines))
+    make = functools.partial(FileSource, path, batch_size=100, on_error="skip")
+    context = SourceContext("skip")
+    source, events, positions = Reading(make(), None, context), [], []
+    while (batch := source.next_batch()) is not None:
+        assert len(batch) <= 100
+        events += batch
+        positions.append((source.position(), len(events)))
+    source.close()
+    assert (events, context.bad_records) == (expected, 31)
+    for position, count in positions[::7]:
+        assert read(make(), position, SourceContext("skip")) == expected[count:]
 
 
 def test_lines_are_counted_on_after_a_restore(tmp_path):

@@ -81,8 +81,9 @@ def test_a_file_that_grows_byte_by_byte(follow, name, is_begun_again, batch_size
 
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("step", [2, 7, 30])
-def test_a_file_that_grows_in_pieces(follow, name, step):
-    followed, data = follow(name, batch_size=2), DATA[name].encode()
+@pytest.mark.parametrize("batch_size", [2, 256])
+def test_a_file_that_grows_in_pieces(follow, name, step, batch_size):
+    followed, data = follow(name, batch_size=batch_size), DATA[name].encode()
     for begin in range(0, len(data), step):
         followed.append(data[begin : begin + step])
         followed.drain()

@@ -21,6 +21,10 @@ from statestore_runtime.sources.base import DECODE_ERRORS
 BadRecordHandler = Callable[[int, str, str], None]
 """Takes the number of the record (of its first line, or its row), its text, and the problem."""
 
+TOGETHER_MIN_LINES = 64
+TOGETHER_MAX_BYTES = 256 << 10
+"""Of lines that are read as one piece."""
+
 Place = dict[str, Any]
 """Where a reader is in a file: JSON-able."""
 
@@ -106,37 +110,51 @@ class JsonLinesReader(LineReader):
     ):
         super().__init__(stream, on_bad_record, can_seek=can_seek, is_growing=is_growing)
         self._decoder = decoder
+        self._line_bytes = 0  # mean length, of the lines last read
+        self._ahead = b""  # whole lines, read and not handed out
 
     def read(self, count: int) -> list[Any] | None:
         """See `RecordReader.read`."""
-        lines = self._take(count)
-        if not lines:
+        data = self._take_together(count)
+        if not data:
             return None
-        if self.offset == 0:
-            self._drop_byte_order_mark(lines)
-        size = sum(map(len, lines))
+        if self.offset == 0 and data.startswith(codecs.BOM_UTF8):
+            data = data.removeprefix(codecs.BOM_UTF8)
+            self.offset = len(codecs.BOM_UTF8)
+        number = data.count(b"\n") + (not data.endswith(b"\n"))
         try:
-            events = self._decode_together(lines)
+            events = self._decode_together(data, number)
         except DECODE_ERRORS:
-            events = self._decode_singly(lines)
-        self.offset += size
-        self.line += len(lines)
+            events = self._decode_singly(_lines(data))
+        self._line_bytes = len(data) // number
+        self.offset += len(data)
+        self.line += number
         return events
 
-    def _decode_together(self, lines: list[bytes]) -> list[Any]:
-        """Values of lines with one each. Raises one of DECODE_ERRORS when there is another."""
-        data = b"".join(lines)
-        # Within a value no closing brace is followed by an opening one: so each line has a value, and as many as lines are one each.
-        if data.count(b"}\n{") + data.count(b"}\r\n{") == len(lines) - 1:
-            events = self._decoder.decode_lines(data)
-            if len(events) == len(lines):
-                return events
-        return list(map(self._decoder.decode, lines))
+    def _take_together(self, count: int) -> bytes:
+        """Up to `count` lines: about as many bytes, and the rest of the last line, is faster than line by line."""
+        if not self._line_bytes or count < TOGETHER_MIN_LINES:
+            return b"".join(self._take(count))
+        wanted = min(count * 31 // 32 * self._line_bytes, TOGETHER_MAX_BYTES)  # seldom more than `count` lines
+        data = self._ahead + self._stream.read(max(0, wanted - len(self._ahead))) + self._stream.readline()
+        self._ahead = b""
+        if self._is_growing and not data.endswith(b"\n"):  # what is not complete may yet change
+            complete = data.rfind(b"\n") + 1
+            self._stream.seek(complete - len(data), os.SEEK_CUR)
+            data = data[:complete]
+        if data.count(b"\n") > count:
+            self._ahead = data.split(b"\n", count)[count]
+            data = data[: len(data) - len(self._ahead)]
+        return data
 
-    def _drop_byte_order_mark(self, lines: list[bytes]) -> None:
-        if lines[0].startswith(codecs.BOM_UTF8):
-            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
-            self.offset = len(codecs.BOM_UTF8)
+    def _decode_together(self, data: bytes, number: int) -> list[Any]:
+        """Values of `number` lines with one each. Raises one of DECODE_ERRORS when there is another."""
+        # Within a value no closing brace is followed by an opening one: so each line has a value, and as many as lines are one each.
+        if data.count(b"}\n{") + data.count(b"}\r\n{") == number - 1:
+            events = self._decoder.decode_lines(data)
+            if len(events) == number:
+                return events
+        return list(map(self._decoder.decode, _lines(data)))
 
     def _decode_singly(self, lines: list[bytes]) -> list[Any]:
         events = []
@@ -148,3 +166,7 @@ class JsonLinesReader(LineReader):
             except DECODE_ERRORS as error:
                 self._bad(number, line, str(error))
         return events
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return io.BytesIO(data).readlines()

@@ -64,7 +64,7 @@ class FileSource(Source):
         "jsonl", "csv", "parquet" or "arrow"; by default as the file's name ends (.jsonl, .ndjson, .json, .csv, before a .gz, .zst or
         .zip; .parquet; .arrow, .arrows, .feather).
     batch_size
-        Records that are processed between two looks at the clock.
+        Records that are processed between two looks at the clock, at most.
     null_values
         Texts in a CSV file that mean None, for fields that admit None.
     on_error
