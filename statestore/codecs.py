@@ -184,6 +184,16 @@ class Codec:
         except _UNREADABLE as error:
             return self._read_again(data, self.declared, state, error)
 
+    def decode_stored_each(self, payloads: list[bytes], version: int, state: str) -> list[Any]:
+        """Values in several payloads. Raises as `decode_stored` does."""
+        reader = self._readers.get(version)
+        if reader is not None:
+            try:
+                return list(map(reader.one, payloads))
+            except _UNREADABLE:  # one by one they show which it was, or that it is only escaped
+                pass
+        return [self.decode_stored(data, version, state) for data in payloads]
+
     def decode_stored_many(self, data: bytes, version: int, state: str) -> list[Any]:
         """Values in a payload of many. Raises as `decode_stored` does."""
         reader = self._readers.get(version)

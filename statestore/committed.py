@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from itertools import islice
+from itertools import filterfalse, islice
 
 from statestore.backend import Backend
 from statestore.keys import prefix_end
-from statestore.pending import MISSING, Pending
+from statestore.pending import Pending
 
 
 class Committed:
@@ -19,12 +19,13 @@ class Committed:
 
     def read_many(self, entry_keys: list[bytes]) -> list[bytes | None]:
         """Values of entries."""
-        found = self._pending.get_many(entry_keys)
-        missing = [index for index, value in enumerate(found) if value is MISSING]
+        waiting = self._pending.find(entry_keys)
+        if not waiting:
+            return self._backend.get_many(entry_keys)
+        missing = list(filterfalse(waiting.__contains__, entry_keys))
         if missing:
-            for index, value in zip(missing, self._backend.get_many([entry_keys[i] for i in missing]), strict=True):
-                found[index] = value
-        return found  # type: ignore[return-value]
+            waiting.update(zip(missing, self._backend.get_many(missing), strict=True))
+        return list(map(waiting.__getitem__, entry_keys))
 
     def read_collection(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries whose key starts with `prefix`, ascending."""

@@ -33,6 +33,9 @@ class _Expiring(State[T]):
     def _decode(self, stored: bytes) -> Any:
         return super()._decode(stored), self.expiry.touched(stored)
 
+    def _decode_each(self, stored: list[bytes]) -> list[Any]:
+        return list(map(self._decode, stored))
+
     def _is_expired(self, touched: int | None) -> bool:
         return self.expiry.has_passed(touched, self.expiry.now())
 

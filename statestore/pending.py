@@ -15,15 +15,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import filterfalse
 from typing import Any
 
 from statestore.keys import split_entry
 from statestore.types import Epoch
 
 ENTRY_OVERHEAD_BYTES = 200
-LAYERS_MAX = 8
+LAYERS_MAX = 3
 """More batches than this are not looked up one by one."""
-MISSING = object()
 
 EncodeKeys = Callable[[list[Any]], list[bytes]]
 """From keys of a state to their entry keys."""
@@ -147,17 +147,15 @@ class Pending:
             committed = [*reversed(self._waiting), *reversed(self._ready), *reversed(self._applying)]
         return committed if self.draft is None else [self.draft, *committed]
 
-    def get_many(self, entry_keys: list[bytes]) -> list[object]:
-        """Value, None (deleted) or MISSING of each key."""
-        layers = [layer.entries for layer in self._layers()]
-        if not layers:
-            return [MISSING] * len(entry_keys)
-        found: list[object] = [layers[0].get(key, MISSING) for key in entry_keys]
-        for layer in layers[1:]:
-            found = [
-                layer.get(key, MISSING) if value is MISSING else value
-                for key, value in zip(entry_keys, found, strict=True)
-            ]
+    def find(self, entry_keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """Those of `entry_keys` that wait, with their values; None deletes."""
+        found: dict[bytes, bytes | None] = {}
+        for layer in self._layers():
+            entries = layer.entries
+            here = list(filter(entries.__contains__, entry_keys))
+            if here:
+                found.update(zip(here, map(entries.__getitem__, here), strict=True))
+                entry_keys = list(filterfalse(entries.__contains__, entry_keys))
         return found
 
     def everything(self) -> dict[bytes, bytes | None]:

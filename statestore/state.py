@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from itertools import filterfalse
+from itertools import filterfalse, repeat
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from statestore.codecs import Codec
@@ -164,6 +164,12 @@ class State(Generic[T]):
         version, payload = open_envelope(stored, self.name)
         return self._codec.decode_stored(payload, version, self.name)
 
+    def _decode_each(self, stored: list[bytes]) -> list[Any]:
+        """The same of several."""
+        if all(map(bytes.startswith, stored, repeat(self._head))):
+            return self._codec.decode_stored_each([data[1:] for data in stored], self._codec.version, self.name)
+        return list(map(self._decode, stored))
+
 
 class SingleState(State[T]):
     """A state with one value per key."""
@@ -244,17 +250,18 @@ class SingleState(State[T]):
             young.update(dict.fromkeys(missing, ABSENT))
             self._young_bytes += self._cost(len(missing), 0)
             return
-        encode, entry_key, size = self._scope.encode_key, self._keys.of, 0
         wanted = list(missing)
-        for key, stored in zip(wanted, self._scope.read_many([entry_key(encode(key)) for key in wanted]), strict=True):
-            if stored is None:
-                young[key] = ABSENT
-            else:
-                young[key] = self._decode(stored)
-                size += len(stored)
-        if size and stored is not None:
-            self._measure(young[key], len(stored))
-        self._young_bytes += self._cost(len(wanted), size)
+        found = self._scope.read_many(self._entry_keys(wanted))
+        if None in found:
+            young.update(dict.fromkeys(wanted, ABSENT))
+            wanted = [key for key, stored in zip(wanted, found, strict=True) if stored is not None]
+        there = [stored for stored in found if stored is not None]
+        values = self._decode_each(there)
+        young.update(zip(wanted, values, strict=True))
+        size = sum(map(len, there))
+        if values:
+            self._measure(values[-1], len(there[-1]))
+        self._young_bytes += self._cost(len(missing), size)
 
     def _encode_changes(self, batch: EpochBatch) -> int:
         # What stops the world at a checkpoint: it has no line of ours to run for each entry.

@@ -32,7 +32,7 @@ from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
 from statestore.keys import read_varint
 from statestore.metrics import StoreMetrics
-from statestore.pending import ENTRY_OVERHEAD_BYTES, MISSING, EpochBatch, Pending
+from statestore.pending import ENTRY_OVERHEAD_BYTES, EpochBatch, Pending
 from statestore.progress import OnRestoreProgress, RestoreProgress
 from statestore.recovery import Loader, Recovered, Recovery
 from statestore.registry import Registry
@@ -410,8 +410,10 @@ class StateStore(StateFactory):
 
     def _remove_expired(self, batch: EpochBatch) -> None:
         found = dict(self._sweep.take())
-        for (entry_key, size), newest in zip(found.items(), self._pending.get_many(list(found)), strict=True):
-            if newest is MISSING or (isinstance(newest, bytes) and self._sweep.is_expired(entry_key, newest)):
+        waiting = self._pending.find(list(found))
+        for entry_key, size in found.items():
+            newest = waiting.get(entry_key)
+            if entry_key not in waiting or (newest is not None and self._sweep.is_expired(entry_key, newest)):
                 batch.put_entry(entry_key, None)
                 self.metrics.expired_entries += 1
                 self.metrics.expired_bytes += size

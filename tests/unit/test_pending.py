@@ -3,7 +3,7 @@
 import pytest
 
 from statestore.errors import UsageError
-from statestore.pending import ENTRY_OVERHEAD_BYTES, LAYERS_MAX, MISSING, EpochBatch, Pending
+from statestore.pending import ENTRY_OVERHEAD_BYTES, LAYERS_MAX, EpochBatch, Pending
 
 
 def batch(**entries):
@@ -28,11 +28,16 @@ def test_a_look_up_finds_the_newest_value_wherever_it_waits():
     added(pending, 3, a3=b"ready", b1=b"b")
     pending.complete(3)
     added(pending, 4, a1=b"waiting")
-    assert pending.get_many([b"a1", b"a2", b"a3", b"b1", b"b2"]) == [b"waiting", None, b"ready", b"b", MISSING]
+    assert pending.find([b"a1", b"a2", b"a3", b"b1", b"b2"]) == {
+        b"a1": b"waiting",
+        b"a2": None,
+        b"a3": b"ready",
+        b"b1": b"b",
+    }
     assert pending.collection(b"a") == {b"a1": b"waiting", b"a2": None, b"a3": b"ready"}
     assert pending.everything() == {b"a1": b"waiting", b"a2": None, b"a3": b"ready", b"b1": b"b"}
     pending.finish()
-    assert pending.get_many([b"a1", b"a2", b"a3"]) == [b"waiting", MISSING, b"ready"]
+    assert pending.find([b"a1", b"a2", b"a3"]) == {b"a1": b"waiting", b"a3": b"ready"}
 
 
 def test_what_failed_to_be_applied_is_taken_again_without_what_came_later():
@@ -57,7 +62,7 @@ def test_many_batches_are_looked_up_as_one():
         added(pending, epoch, a=b"%d" % epoch, **{f"b{epoch}": b"b"})
         pending.complete(epoch)
     waiting = pending.ready_bytes
-    assert pending.get_many([b"a", b"b1", b"b2"]) == [b"%d" % last, b"b", b"b"]
+    assert pending.find([b"a", b"b1", b"b2", b"c"]) == {b"a": b"%d" % last, b"b1": b"b", b"b2": b"b"}
     assert len(pending.collection(b"b")) == last
     assert pending.ready_bytes == waiting
     taken = pending.take()
@@ -78,7 +83,7 @@ def test_keys_are_encoded_when_somebody_needs_them():
     pending.add(late)
     pending.complete(1)
     assert (late.count, pending.ready_bytes, encoded) == (3, 1 + 3 * ENTRY_OVERHEAD_BYTES, [])
-    assert pending.get_many([b"a", b"b", b"c"]) == [b"1", None, MISSING]
+    assert pending.find([b"a", b"b", b"c"]) == {b"a": b"1", b"b": None}
     assert pending.take().entries == {b"a": b"1", b"b": None}
     assert (late.count, encoded) == (2, ["a", "b"])
 
