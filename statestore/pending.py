@@ -77,6 +77,11 @@ class EpochBatch:
         self._entries[entry_key] = value
         self.collections.setdefault(prefix, set()).add(entry_key)
 
+    def put_collection_many(self, prefix: bytes, entries: dict[bytes, bytes | None]) -> None:
+        """Set several entries of the map with this prefix."""
+        self._entries.update(entries)
+        self.collections.setdefault(prefix, set()).update(entries)
+
     def put_entry(self, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry of whatever state."""
         _, _, _, sub_key = split_entry(entry_key)

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64_intdigest
 
 from statestore.envelope import plain_head
 from statestore.errors import UsageError
 from statestore.keys import foreign_key, group_start, key_group_of
+from statestore.types import KeyGroup
 
 if TYPE_CHECKING:
     from statestore.keyed import KeyedState
@@ -39,11 +42,22 @@ _TIME_BYTES = 8
 _PREFIX_BYTES = 6
 
 
-def _time_bytes(at: float) -> bytes:
+def _milliseconds(at: float) -> int:
     try:
-        return (round(at * 1000) + _EPOCH_SIGN).to_bytes(_TIME_BYTES, "big")
+        return round(at * 1000)
     except (OverflowError, ValueError):
-        raise UsageError(f"no timer can be set for {at}: its milliseconds must fit into 64 bits") from None
+        raise _beyond(at) from None
+
+
+def _time_bytes(time_ms: int) -> bytes:
+    try:
+        return (time_ms + _EPOCH_SIGN).to_bytes(_TIME_BYTES, "big")
+    except OverflowError:
+        raise _beyond(time_ms / 1000) from None
+
+
+def _beyond(at: float) -> UsageError:
+    return UsageError(f"no timer can be set for {at}: its milliseconds must fit into 64 bits")
 
 
 def key_of_timer(entry_key: bytes) -> bytes:
@@ -66,13 +80,32 @@ class _Group:
         self.changes: dict[bytes, bool] = {}
         """Timers set (True) and deleted since the last commit."""
 
-    def covers(self, timer: bytes) -> bool:
-        return self.is_complete or timer <= self.horizon
+    def insert(self, timer: bytes) -> bool:
+        """Put a timer into the buffer, if it belongs there and is not there yet; whether it is the first one now."""
+        buffer = self.buffer
+        if not (self.is_complete or timer <= self.horizon):
+            return False
+        position = bisect_left(buffer, timer)
+        if position < len(buffer) and buffer[position] == timer:
+            return False
+        buffer.insert(position, timer)
+        if len(buffer) > 2 * BUFFER_TIMERS:
+            del buffer[BUFFER_TIMERS:]
+            self.horizon, self.is_complete = buffer[-1], False
+        return position == 0
+
+    def remove(self, timer: bytes) -> bool:
+        """Take a timer out of the buffer, if it is there; whether it was the first one."""
+        position = bisect_left(self.buffer, timer)
+        if position == len(self.buffer) or self.buffer[position] != timer:
+            return False
+        del self.buffer[position]
+        return position == 0
 
 
-def split_timer(timer: bytes) -> tuple[float, bytes]:
-    """Time in seconds and encoded key of a timer, which is its time and key as bytes."""
-    return (int.from_bytes(timer[:_TIME_BYTES], "big") - _EPOCH_SIGN) / 1000, timer[_TIME_BYTES:]
+def split_timer(timer: bytes) -> tuple[int, bytes]:
+    """Time in milliseconds and encoded key of a timer, which is its time and key as bytes."""
+    return int.from_bytes(timer[:_TIME_BYTES], "big") - _EPOCH_SIGN, timer[_TIME_BYTES:]
 
 
 class Timers:
@@ -102,13 +135,6 @@ class Timers:
     def __repr__(self) -> str:
         return f"<Timers '{self.name}' in {self.time}>"
 
-    def _timer(self, at: float) -> tuple[int, bytes]:
-        key = self._scope.encoded_key()
-        group = key_group_of(key, self._max_parallelism)
-        if group not in self._groups:
-            raise foreign_key(key, group, self._key_groups)
-        return group, _time_bytes(at) + key
-
     def register(self, at: float) -> None:
         """Have the current key called at this time; one that is past is due at once.
 
@@ -117,31 +143,34 @@ class Timers:
         UsageError
             There is no current key, it is of another store's key groups, or the time is beyond 64 bits of milliseconds.
         """
-        number, timer = self._timer(at)
-        group = self._groups[number]
-        group.changes[timer] = True
-        if not group.covers(timer):
-            return
-        position = bisect_left(group.buffer, timer)
-        if position < len(group.buffer) and group.buffer[position] == timer:
-            return
-        group.buffer.insert(position, timer)
-        if len(group.buffer) > 2 * BUFFER_TIMERS:
-            del group.buffer[BUFFER_TIMERS:]
-            group.horizon, group.is_complete = group.buffer[-1], False
-        if position == 0 and self._is_loaded:
-            heapq.heappush(self._heap, (timer, number))
+        self._set(_milliseconds(at), [self._scope.encoded_key()])
+
+    def register_many(self, time_ms: int, keys: Sequence[Any]) -> None:
+        """Have several keys called at one time, in milliseconds. Raises UsageError as `register` does."""
+        self._set(time_ms, self._scope.encode_keys(keys))
+
+    def _set(self, time_ms: int, encoded_keys: list[bytes]) -> None:
+        time, groups, max_parallelism = _time_bytes(time_ms), self._groups, self._max_parallelism
+        for key in encoded_keys:
+            number = xxh3_64_intdigest(key) % max_parallelism
+            group = groups.get(number)
+            if group is None:
+                raise foreign_key(key, KeyGroup(number), self._key_groups)
+            timer = time + key
+            group.changes[timer] = True
+            if group.insert(timer) and self._is_loaded:
+                heapq.heappush(self._heap, (timer, number))
 
     def delete(self, at: float) -> None:
         """Forget the current key's timer for this time, if it is set. Raises UsageError as `register` does."""
-        number, timer = self._timer(at)
-        group = self._groups[number]
+        key = self._scope.encoded_key()
+        number = key_group_of(key, self._max_parallelism)
+        if number not in self._groups:
+            raise foreign_key(key, number, self._key_groups)
+        group, timer = self._groups[number], _time_bytes(_milliseconds(at)) + key
         group.changes[timer] = False
-        position = bisect_left(group.buffer, timer)
-        if position < len(group.buffer) and group.buffer[position] == timer:
-            del group.buffer[position]
-            if position == 0:
-                self._push_first(number)
+        if group.remove(timer):
+            self._push_first(number)
 
     def due(self, until: float | None = None) -> Iterator[tuple[float, Any]]:
         """Take out the timers up to a time, in the order of their times; each key is made the current one.
@@ -153,27 +182,32 @@ class Timers:
         until
             Included. By default the present time: by the store's clock, or as far as event time has come.
         """
-        if until is None:
-            now_ms = self._scope.now_ms(self.time)
-            if now_ms is None:
-                return
-            until = now_ms / 1000
-        end = _time_bytes(until)
+        until_ms = self._scope.now_ms(self.time) if until is None else _milliseconds(until)
+        if until_ms is not None:
+            yield from ((time_ms / 1000, key) for time_ms, key in self.take(until_ms))
+
+    def take(self, until_ms: int) -> Iterator[tuple[int, Any]]:
+        """As `due`, in milliseconds."""
+        scope, end = self._scope, _time_bytes(until_ms)
         while (first := self._first()) is not None and first[0][:_TIME_BYTES] <= end:
             timer, number = first
             group = self._groups[number]
             del group.buffer[0]
             group.changes[timer] = False
-            self._push_first(number)
-            time, encoded = split_timer(timer)
-            key = self._scope.decode_key(encoded)
-            self._scope.key = key
-            yield time, key
+            if not group.buffer and not group.is_complete:
+                self._refill(group)
+            if group.buffer:
+                heapq.heapreplace(self._heap, (group.buffer[0], number))
+            else:
+                heapq.heappop(self._heap)
+            time_ms, encoded = split_timer(timer)
+            scope.key = key = scope.decode_key(encoded)
+            yield time_ms, key
 
     def next_time(self) -> float | None:
         """Time of the earliest timer, None when none is set."""
         first = self._first()
-        return None if first is None else split_timer(first[0])[0]
+        return None if first is None else split_timer(first[0])[0] / 1000
 
     def _first(self) -> tuple[bytes, int] | None:
         if not self._is_loaded:
@@ -219,8 +253,9 @@ class Timers:
     def flush(self, batch: EpochBatch) -> None:
         """Put all changes since the last commit into `batch`."""
         for group in self._groups.values():
-            for timer, is_set in group.changes.items():
-                batch.put_collection(group.prefix, group.prefix + timer, _STORED if is_set else None)
+            if group.changes:
+                entries = {group.prefix + timer: _STORED if is_set else None for timer, is_set in group.changes.items()}
+                batch.put_collection_many(group.prefix, entries)
 
     def flushed(self) -> None:
         """What was flushed is on its way to the log, or the store fails."""

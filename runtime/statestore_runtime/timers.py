@@ -99,9 +99,15 @@ class TimerService:
         What is set meanwhile is taken too if it is due.
         """
         timers = self._of(domain)
-        if timers is not None:
-            for seconds, key in timers.due(until / 1000):
-                yield round(seconds * 1000), key
+        return iter(()) if timers is None else timers.take(until)
+
+    def register_event_time_timers(self, time: int, keys: list[Any]) -> None:
+        """As `register_event_time_timer`, for several keys."""
+        if self._set_at_end is None:
+            self._known(self._event).register_many(time, keys)
+        else:
+            for self._scope.key in keys:
+                self._note_at_end(time, True)
 
     def _of(self, domain: TimeDomain) -> Timers | None:
         return self._event if domain == "event-time" else self._processing

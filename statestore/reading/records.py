@@ -170,7 +170,7 @@ class TimerReader(RecordReader):
 
     def value(self, record: Record) -> Any:
         """The time, in seconds."""
-        return split_timer(record.entries[0][0])[0]
+        return split_timer(record.entries[0][0])[0] / 1000
 
 
 _BEFORE_TIMER = 6  # key group, state id, no key, 00

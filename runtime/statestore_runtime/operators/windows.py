@@ -149,6 +149,9 @@ class AlignedWindowOperator(WindowOperator):
     def _add(self, windows: dict[Any, Any], keys: list[Any], events: Iterator[Any], times: list[int]) -> list[int]:
         late: list[int] = []
         scope, first, add, set_timer = self.scope, self._contents.first, self._contents.add, self._set_timer
+        timers: dict[
+            int, list[Any]
+        ] = {}  # keys by time, but for the first, which shows whether there can be such a timer
         size, slide, offset, lateness = self._size, self._slide, self._offset, self._lateness
         watermark = MIN_WATERMARK if self.watermark is None else self.watermark
         over = watermark - size + 1  # windows that start then or before are over
@@ -160,16 +163,25 @@ class AlignedWindowOperator(WindowOperator):
             if newest <= forgotten and newest > time - size:
                 late.append(place)
                 continue
-            for start in range(newest, max(time - size, forgotten), -slide):
-                if held is None:
-                    held = windows[key] = {}
+            start, end = newest, max(time - size, forgotten)
+            if held is None and start > end:
+                held = windows[key] = {}
+            while start > end:
                 if start in held:
                     held[start] = add(event, held[start])
                 else:
                     held[start] = first(event, start)
-                    set_timer(start + size - 1 + (lateness if start <= over else 0))
+                    due = start + size - 1 + (lateness if start <= over else 0)
+                    if due in timers:
+                        timers[due].append(key)
+                    else:
+                        timers[due] = []
+                        set_timer(due)
                 if start <= over:
                     self._emit_window(key, Window(start, start + size), held[start])
+                start -= slide
+        for due, others in timers.items():
+            self.timers.register_event_time_timers(due, others)
         return late
 
     def _on_timer(self, time: int, key: Any, held: dict[int, Any]) -> None:
