@@ -9,20 +9,25 @@ Grammar (integers little-endian; crc is CRC-32C):
 
     file   = "SSTSEG" · 00 · version u8 · block* · footer · length of footer u32 · crc of footer u32 · "SSTSEGND"
     block  = zstd frame of a MessagePack array [keys, values]; its crc stands in the footer
-    footer = MessagePack map {blocks: [[first key, offset, length, crc], ...], last_key, entries, raw_bytes, groups: [least, greatest],
-             bloom}; its key groups are the first two bytes of the first and last key
+    footer = MessagePack map {blocks: [[first key, offset, length, crc, entries], ...], last_key, raw_bytes, groups: [least, greatest],
+             filter}; its key groups are the first two bytes of the first and last key
+    filter = fingerprint u16 of each key, in order within each block
 
-The bloom filter has 10 bits a key and 6 probes, taken by double hashing from the key's xxh3_64.
+A fingerprint is the low 16 bits of a key's xxh3_64. So few keys are in a block that hardly any other key has one of their fingerprints;
+and unlike a Bloom filter's, all of a block's bits are found by built-in functions alone.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 import threading
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
+from operator import lt
 from typing import TypeVar
 
 import google_crc32c
@@ -33,12 +38,15 @@ from xxhash import xxh3_64_intdigest
 from statestore.errors import CorruptionError, UsageError
 from statestore.io import Storage
 
-MAGIC = b"SSTSEG\x00\x01"
+MAGIC = b"SSTSEG\x00\x02"
 END_MAGIC = b"SSTSEGND"
 BLOCK_BYTES = 64 << 10
+BLOCK_ENTRIES_MAX = 1024
+"""So that a look-up of a key that is not there reads a block once in 64 times at most."""
 BLOCK_RAW_MAX_BYTES = 320 << 20
-BLOOM_BITS_PER_KEY = 10
-BLOOM_PROBES = 6
+ENTRY_OVERHEAD_BYTES = 6
+PIECE_ENTRIES_MIN, PIECE_ENTRIES_MAX = 4, 256
+PIECE_BYTES = 256 << 10
 
 _tail = struct.Struct("<II8s")
 _block_type = tuple[list[bytes], list[bytes | None]]
@@ -47,43 +55,33 @@ _unpack_block = msgspec.msgpack.Decoder(_block_type).decode
 
 Block = tuple[list[bytes], list[bytes | None]]
 
-V = TypeVar("V")
+V = TypeVar("V", bound=bytes | None)
 
 
 class _Footer(msgspec.Struct):
-    blocks: list[tuple[bytes, int, int, int]]
+    blocks: list[tuple[bytes, int, int, int, int]]
     last_key: bytes
-    entries: int
     raw_bytes: int
     groups: tuple[int, int]
-    bloom: bytes
+    filter: bytes
 
 
 _unpack_footer = msgspec.msgpack.Decoder(_Footer).decode
 
 
-def _bloom_of(hashes: list[int]) -> bytes:
-    bits = max(64, len(hashes) * BLOOM_BITS_PER_KEY)
-    bloom = bytearray((bits + 7) // 8)
-    bits = len(bloom) * 8
-    for digest in hashes:
-        position, step = digest & 0xFFFFFFFF, digest >> 32 | 1
-        for _ in range(BLOOM_PROBES):
-            bit = position % bits
-            bloom[bit >> 3] |= 1 << (bit & 7)
-            position += step
-    return bytes(bloom)
+def _fingerprint(key: bytes) -> int:
+    return xxh3_64_intdigest(key) & 0xFFFF
 
 
-def _may_hold(bloom: bytes, key: bytes) -> bool:
-    digest = xxh3_64_intdigest(key)
-    position, step, bits = digest & 0xFFFFFFFF, digest >> 32 | 1, len(bloom) * 8
-    for _ in range(BLOOM_PROBES):
-        bit = position % bits
-        if not bloom[bit >> 3] >> (bit & 7) & 1:
-            return False
-        position += step
-    return True
+def _stored(fingerprints: array[int]) -> array[int]:
+    """Fingerprints as they stand in a file, or the other way round."""
+    if sys.byteorder == "big":
+        fingerprints.byteswap()
+    return fingerprints
+
+
+def _raw_size(keys: Sequence[bytes], values: Sequence[bytes | None]) -> int:
+    return sum(map(len, keys)) + sum(map(len, filter(None, values))) + ENTRY_OVERHEAD_BYTES * len(keys)
 
 
 class SegmentWriter:
@@ -97,60 +95,83 @@ class SegmentWriter:
         self._keys: list[bytes] = []
         self._values: list[bytes | None] = []
         self._pending_bytes = 0
-        self._index: list[tuple[bytes, int, int, int]] = []
-        self._hashes: list[int] = []
+        self._block_entries = 0  # about how many fill a block
+        self._index: list[tuple[bytes, int, int, int, int]] = []
+        self._filter = array("H")
         self.first_key = self.last_key = b""
         self._raw_bytes = 0
-
-    @property
-    def entries(self) -> int:
+        self.entries = 0
         """Number of entries added."""
-        return len(self._hashes)
 
     @property
     def size_bytes(self) -> int:
         """About how large the file is so far."""
         return self._size + self._pending_bytes
 
-    def add(self, key: bytes, value: bytes | None) -> None:
-        """Append one entry; None marks the key as deleted.
+    def add(self, entries: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Append entries, whose keys ascend; None marks a key as deleted.
 
         Raises
         ------
         UsageError
-            The entry is larger than a block may be.
+            An entry is larger than a block may be.
         """
-        assert not self._hashes or key > self.last_key, "keys must ascend"
-        if not self._hashes:
-            self.first_key = key
-        size = len(key) + (len(value) if value is not None else 0) + 6
-        if size > BLOCK_RAW_MAX_BYTES:
-            raise UsageError(f"an entry of {size} bytes is over the limit of {BLOCK_RAW_MAX_BYTES} bytes")
-        if self._keys and self._pending_bytes + size > self._block_bytes:
-            self._end_block()
-        self._keys.append(key)
-        self._values.append(value)
-        self._hashes.append(xxh3_64_intdigest(key))
+        if not entries:
+            return
+        keys, values = zip(*entries, strict=True)
+        assert not self.entries or keys[0] > self.last_key, "keys must ascend"
+        assert all(map(lt, keys, islice(keys, 1, None))), "keys must ascend"
+        if not self.entries:
+            self.first_key = keys[0]
+        size = _raw_size(keys, values)
+        self._keys += keys
+        self._values += values
         self._pending_bytes += size
         self._raw_bytes += size
-        self.last_key = key
+        self.entries += len(keys)
+        self.last_key = keys[-1]
+        while self._pending_bytes > self._block_bytes or len(self._keys) > BLOCK_ENTRIES_MAX:
+            self._end_block()
 
     def _end_block(self) -> None:
-        data = self._compressor.compress(_pack((self._keys, self._values)))
-        self._index.append((self._keys[0], self._size, len(data), google_crc32c.value(data)))
+        """Write a block of those that wait: as many as fill one, if they are like those of the block before."""
+        count = self._block_entries or len(self._keys) * self._block_bytes // self._pending_bytes or 1
+        keys, values = self._keys[:count], self._values[:count]
+        while (size := _raw_size(keys, values)) > 2 * self._block_bytes and len(keys) > 1:
+            keys, values = keys[: len(keys) // 2], values[: len(values) // 2]
+        if size > BLOCK_RAW_MAX_BYTES:
+            raise UsageError(f"an entry of {size} bytes is over the limit of {BLOCK_RAW_MAX_BYTES} bytes")
+        del self._keys[: len(keys)], self._values[: len(keys)]
+        self._pending_bytes -= size
+        self._block_entries = min(len(keys) * self._block_bytes // size or 1, BLOCK_ENTRIES_MAX)
+        self._write_block(keys, values)
+
+    def _write_block(self, keys: list[bytes], values: list[bytes | None]) -> None:
+        data = self._compressor.compress(_pack((keys, values)))
+        self._index.append((keys[0], self._size, len(data), google_crc32c.value(data), len(keys)))
+        self._filter.extend(sorted(map(_fingerprint, keys)))
         self._parts.append(data)
         self._size += len(data)
-        self._keys, self._values, self._pending_bytes = [], [], 0
 
     def finish(self) -> bytes:
         """The whole file. The writer is used up."""
-        if self._keys:
+        while self._keys:
             self._end_block()
         groups = (int.from_bytes(self.first_key[:2], "big"), int.from_bytes(self.last_key[:2], "big"))
-        bloom = _bloom_of(self._hashes)
-        footer = _pack(_Footer(self._index, self.last_key, len(self._hashes), self._raw_bytes, groups, bloom))
+        fingerprints = _stored(self._filter).tobytes()
+        footer = _pack(_Footer(self._index, self.last_key, self._raw_bytes, groups, fingerprints))
         self._parts += [footer, _tail.pack(len(footer), google_crc32c.value(footer), END_MAGIC)]
         return b"".join(self._parts)
+
+
+def in_pieces(entries: Iterable[tuple[bytes, V]]) -> Iterator[list[tuple[bytes, V]]]:
+    """Entries in lists that are worth a call each, and take little memory where values are large."""
+    waiting, count = iter(entries), PIECE_ENTRIES_MIN
+    while piece := list(islice(waiting, count)):
+        value = piece[-1][1]
+        fitting = PIECE_BYTES // (1 if value is None else 1 + len(value))
+        count = max(PIECE_ENTRIES_MIN, min(fitting, PIECE_ENTRIES_MAX))
+        yield piece
 
 
 class BlockCache:
@@ -196,9 +217,11 @@ class SegmentReader:
         self._file = f"{storage.url}/{name}"
         self.size_bytes = self._actual_size() if size is None else size
         footer = self._read_footer()
-        self._blocks, self._bloom = footer.blocks, footer.bloom
+        self._blocks = footer.blocks
         self._first_keys = [block[0] for block in footer.blocks]
-        self.entries, self.raw_bytes, self.key_groups = footer.entries, footer.raw_bytes, footer.groups
+        self._ends = list(accumulate(block[4] for block in footer.blocks))
+        self._filter = _stored(array("H", footer.filter))
+        self.entries, self.raw_bytes, self.key_groups = len(self._filter), footer.raw_bytes, footer.groups
         self.first_key = self._first_keys[0] if self._first_keys else b""
         self.last_key = footer.last_key
 
@@ -230,17 +253,20 @@ class SegmentReader:
         if google_crc32c.value(footer) != crc:
             raise CorruptionError(self._file, "the footer does not match its checksum", offset=tail_offset - length)
         try:
-            return _unpack_footer(footer)
-        except msgspec.MsgspecError as error:
+            found = _unpack_footer(footer)
+            if 2 * sum(block[4] for block in found.blocks) != len(found.filter):
+                raise ValueError("its filter is of another size")
+        except (msgspec.MsgspecError, ValueError) as error:
             raise CorruptionError(
                 self._file, f"the footer can't be read: {error}", offset=tail_offset - length
             ) from error
+        return found
 
     def _block(self, index: int, *, keep: bool = True) -> Block:
         cached = self._cache.get(self.name, index) if self._cache else None
         if cached is not None:
             return cached
-        _, offset, length, crc = self._blocks[index]
+        _, offset, length, crc, _ = self._blocks[index]
         data = self._read(offset, length)
         if google_crc32c.value(data) != crc:
             raise CorruptionError(self._file, "a block does not match its checksum", offset=offset)
@@ -257,48 +283,62 @@ class SegmentReader:
 
     def flaws(self) -> Iterator[tuple[CorruptionError, range]]:
         """Read every block, and yield what is wrong with each, with the key groups that it holds by the index."""
-        position, entries, last, is_sound = len(MAGIC), 0, b"", True
-        for index, (first, offset, length, _) in enumerate(self._blocks):
+        position, last, is_sound = len(MAGIC), b"", True
+        for index, (first, offset, length, _, _) in enumerate(self._blocks):
             after = self._first_keys[index + 1] if index + 1 < len(self._blocks) else self.last_key
             groups = range(int.from_bytes(first[:2], "big"), int.from_bytes(after[:2], "big") + 1)
             try:
                 if offset != position:
                     raise CorruptionError(self._file, f"a block begins where byte {position} is due", offset=offset)
                 keys, values = self._block(index, keep=False)
-                self._check_block(offset, first, last, keys, values)
-                entries, last = entries + len(keys), keys[-1]
+                self._check_block(index, last, keys, values)
+                last = keys[-1]
             except CorruptionError as error:
                 yield error, groups
                 last, is_sound = first, False
             position = offset + length
-        if is_sound and (entries, last) != (self.entries, self.last_key):
-            problem = f"it has {entries} entries up to key {last.hex()}, its footer says {self.entries} up to {self.last_key.hex()}"
+        if is_sound and last != self.last_key:
+            problem = f"it ends with key {last.hex()}, its footer says {self.last_key.hex()}"
             yield CorruptionError(self._file, problem), range(self.key_groups[0], self.key_groups[1] + 1)
 
-    def _check_block(
-        self, offset: int, first: bytes, last: bytes, keys: list[bytes], values: list[bytes | None]
-    ) -> None:
-        if not keys or len(keys) != len(values):
-            raise CorruptionError(self._file, f"a block has {len(keys)} keys and {len(values)} values", offset=offset)
+    def _check_block(self, index: int, last: bytes, keys: list[bytes], values: list[bytes | None]) -> None:
+        first, offset, _, _, count = self._blocks[index]
+        if not keys or not len(keys) == len(values) == count:
+            problem = f"a block has {len(keys)} keys and {len(values)} values, the footer says {count}"
+            raise CorruptionError(self._file, problem, offset=offset)
         if keys[0] != first or first <= last or any(a >= b for a, b in pairwise(keys)):
             raise CorruptionError(self._file, "the keys of a block are out of order", offset=offset)
-        if hidden := next((key for key in keys if not _may_hold(self._bloom, key)), None):
-            raise CorruptionError(self._file, f"the bloom filter denies key {hidden.hex()}", offset=offset)
+        if list(self._fingerprints(index)) != sorted(map(_fingerprint, keys)):
+            raise CorruptionError(self._file, "the filter does not fit the keys of a block", offset=offset)
+
+    def _fingerprints(self, index: int) -> array[int]:
+        end = self._ends[index]
+        return self._filter[end - self._blocks[index][4] : end]
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """Those of `keys` that the segment knows: their values, None for deleted ones."""
         found: dict[bytes, bytes | None] = {}
-        wanted: dict[int, list[bytes]] = {}
-        for key in keys:
-            if self.first_key <= key <= self.last_key and _may_hold(self._bloom, key):
-                wanted.setdefault(bisect_right(self._first_keys, key) - 1, []).append(key)
-        for index, candidates in wanted.items():
+        for index, candidates in self._blocks_with(keys).items():
             block_keys, values = self._block(index)
             for key in candidates:
                 position = bisect_left(block_keys, key)
                 if position < len(block_keys) and block_keys[position] == key:
                     found[key] = values[position]
         return found
+
+    def _blocks_with(self, keys: Iterable[bytes]) -> dict[int, list[bytes]]:
+        """Which of `keys` may be in which block."""
+        wanted: dict[int, list[bytes]] = {}
+        first_keys, ends, fingerprints = self._first_keys, self._ends, self._filter
+        first, last = self.first_key, self.last_key
+        for key in keys:
+            if first <= key <= last:
+                index = bisect_right(first_keys, key) - 1
+                end, fingerprint = ends[index], xxh3_64_intdigest(key) & 0xFFFF
+                position = bisect_left(fingerprints, fingerprint, ends[index - 1] if index else 0, end)
+                if position < end and fingerprints[position] == fingerprint:
+                    wanted.setdefault(index, []).append(key)
+        return wanted
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
         """Entries with start <= key < stop (None: to the end), ascending, deleted ones included."""

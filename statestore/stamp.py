@@ -13,7 +13,8 @@ from statestore.types import Attempt, Epoch
 
 STAMP_STATE_ID = 0xFFFF
 
-_STATE = STAMP_STATE_ID.to_bytes(2, "big")
+STAMP_STATE = STAMP_STATE_ID.to_bytes(2, "big")
+"""The same as it stands in an entry key, behind the key group."""
 
 
 def stamp_key(key_groups: range) -> bytes:
@@ -27,12 +28,12 @@ def unfinished_key(key_groups: range) -> bytes:
 
 
 def _reserved(key_groups: range, name: bytes) -> bytes:
-    return group_start(key_groups.start) + _STATE + length_prefix(name) + name
+    return group_start(key_groups.start) + STAMP_STATE + length_prefix(name) + name
 
 
 def is_stamp(entry_key: bytes) -> bool:
     """Whether an entry is a stamp or a note, and so no state."""
-    return entry_key[2:4] == _STATE
+    return entry_key[2:4] == STAMP_STATE
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):

@@ -45,6 +45,10 @@ class Sweep:
         expiry = self._expiries.get(int.from_bytes(entry_key[2:4], "big"))
         return expiry is not None and expiry.is_expired(stored)
 
+    def without_expired(self, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        """Those entries that are not expired; as they come when no state is swept."""
+        return (entry for entry in entries if not self.is_expired(*entry)) if self._expiries else entries
+
     def owe(self, entries: int) -> None:
         """Count the entries of a commit."""
         self._owed += entries

@@ -27,7 +27,7 @@ from statestore.config import Section, parse_options
 from statestore.errors import ClosedError, ConfigError, CorruptionError, FencedError
 from statestore.io import Storage
 from statestore.keys import group_start
-from statestore.segment import BlockCache, SegmentReader, SegmentWriter, merged
+from statestore.segment import BlockCache, SegmentReader, SegmentWriter, in_pieces, merged
 from statestore.types import Attempt, Epoch
 from statestore.units import Size
 
@@ -247,8 +247,8 @@ class FilesystemBackend(Backend):
         """Write entries in key order as one or, when they are many, several segments."""
         stored: list[tuple[_SegmentEntry, SegmentReader | None]] = []
         writer, run = SegmentWriter(), f"{self._opening}-{next(self._numbers)}"
-        for key, value in entries:
-            writer.add(key, value)
+        for piece in in_pieces(entries):
+            writer.add(piece)
             if writer.size_bytes >= SEGMENT_TARGET_BYTES:
                 stored.append(self._store_one(writer, run))
                 writer = SegmentWriter()

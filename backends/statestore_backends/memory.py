@@ -12,6 +12,9 @@ from statestore.errors import ClosedError
 from statestore.keys import group_of_entry
 from statestore.types import Epoch
 
+KEYS_PER_LOOK = 1000
+"""So many values are looked up at a time when all are read."""
+
 
 class MemoryOptions(Section, frozen=True, kw_only=True):
     """`[state.memory]`: nothing to set."""
@@ -48,9 +51,10 @@ class MemoryBackend(Backend):
     def apply(self, batch: Batch, epoch: Epoch) -> None:
         """Set and delete, then move the marker; no reader can tell the order, since the engine looks here last."""
         self._check_open()
-        before = len(self._entries)
-        gone = [key for key, value in batch.items() if value is None and self._entries.pop(key, None) is not None]
-        self._entries.update((key, value) for key, value in batch.items() if value is not None)
+        before, deleted = len(self._entries), [key for key, value in batch.items() if value is None]
+        gone = [key for key in deleted if self._entries.pop(key, None) is not None]
+        written = {key: value for key, value in batch.items() if value is not None} if deleted else batch
+        self._entries.update(written)  # type: ignore[arg-type]  # nothing is deleted in it
         if gone or len(self._entries) != before:
             self._version += 1
         self._epoch = epoch
@@ -63,10 +67,14 @@ class MemoryBackend(Backend):
             version = self._version
             keys = sorted(self._entries)
             self._sorted = version, keys
-        for key in keys[bisect_left(keys, start) : None if stop is None else bisect_left(keys, stop)]:
-            value = self._entries.get(key)
-            if value is not None:
-                yield key, value
+        first, end = bisect_left(keys, start), len(keys) if stop is None else bisect_left(keys, stop)
+        for position in range(first, end, KEYS_PER_LOOK):
+            some = keys[position : min(position + KEYS_PER_LOOK, end)]
+            values = list(map(self._entries.get, some))
+            if None in values:
+                yield from ((key, value) for key, value in zip(some, values, strict=True) if value is not None)
+            else:
+                yield from zip(some, values, strict=True)
 
     def bulk_load(self, entries: Iterator[tuple[bytes, bytes]]) -> None:
         """Take all in at once; what came in order need not be sorted."""

@@ -25,7 +25,7 @@ from statestore.clock import Clock
 from statestore.errors import CorruptionError, StateStoreError, UnavailableError
 from statestore.hydration import is_hydrating, settled
 from statestore.metrics import StoreMetrics
-from statestore.stamp import is_stamp
+from statestore.stamp import STAMP_STATE
 from statestore.sweep import Sweep
 from statestore.types import Attempt, Epoch
 
@@ -228,8 +228,8 @@ class Renewal:
         return BaseEntry(epoch=epoch, created=self._clock.time(), segments=segments)
 
     def _entries(self) -> Iterator[tuple[bytes, bytes]]:
-        is_expired = self._sweep.is_expired
-        return (item for item in self._backend.scan(b"", None) if not is_stamp(item[0]) and not is_expired(*item))
+        stored = self._sweep.without_expired(self._backend.scan(b"", None))
+        return (item for item in stored if item[0][2:4] != STAMP_STATE)
 
     # Packing
 

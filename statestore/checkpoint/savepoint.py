@@ -162,8 +162,7 @@ class SavepointWriter:
         """Store the piece as one more segment."""
         segments = self._unfinished.segments
         writer = SegmentWriter()
-        for key, value in piece:
-            writer.add(key, value)
+        writer.add(piece)
         data = writer.finish()
         digest = hashlib.sha256(data).hexdigest()
         entry = SegmentEntry(

@@ -15,7 +15,7 @@ from statestore.checkpoint.manifest import INLINE_MAX_BYTES, LogDelta, SegmentEn
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
 from statestore.errors import ClosedError
-from statestore.segment import SegmentWriter
+from statestore.segment import SegmentWriter, in_pieces
 from statestore.wal.log import Log, SealedSegment
 
 SEGMENT_BYTES = 32 << 20
@@ -87,8 +87,8 @@ class Uploader:
 def sorted_segments(entries: Iterable[tuple[bytes, bytes | None]], stem: str) -> Iterator[tuple[SegmentEntry, bytes]]:
     """Sorted segments of about `SEGMENT_BYTES` that hold `entries` (ascending), each with its description."""
     number, writer = 0, SegmentWriter()
-    for key, value in entries:
-        writer.add(key, value)
+    for piece in in_pieces(entries):
+        writer.add(piece)
         if writer.size_bytes >= SEGMENT_BYTES:
             yield _finished(writer, f"{stem}-{number}")
             number, writer = number + 1, SegmentWriter()

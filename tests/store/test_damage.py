@@ -96,7 +96,7 @@ def test_the_newest_gives_way_to_the_one_before(stores, caplog, backend, kind):
 
 @pytest.mark.parametrize("retained", [2, 1000])
 @pytest.mark.parametrize("backend", ["memory", "rocksdb"])
-@pytest.mark.parametrize("place", ["header", "block", "index", "bloom", "truncated", "missing"])
+@pytest.mark.parametrize("place", ["header", "block", "index", "filter", "truncated", "missing"])
 def test_a_damaged_base_gives_way_to_a_checkpoint_without_it_if_there_is_any(stores, caplog, backend, place, retained):
     settings = [FILES, "checkpointing.base-min-size=1b", "checkpointing.base-ratio=1000"]
     store = stores.open("memory", "none", *settings, f"checkpointing.num-retained={retained}")
@@ -108,7 +108,7 @@ def test_a_damaged_base_gives_way_to_a_checkpoint_without_it_if_there_is_any(sto
     segment = SegmentReader(store.checkpoints.storage, f"job/{base_of(info)}")
     store.close()
     path = stores.checkpoints / "job" / base_of(info)
-    size, (_, offset, length, _) = path.stat().st_size, segment._blocks[0]
+    size, (_, offset, length, *_) = path.stat().st_size, segment._blocks[0]
     match place:
         case "header":
             flipped(path, 2)
@@ -116,7 +116,7 @@ def test_a_damaged_base_gives_way_to_a_checkpoint_without_it_if_there_is_any(sto
             flipped(path, offset + length // 2)
         case "index":
             flipped(path, offset + length + 10)
-        case "bloom":
+        case "filter":
             flipped(path, size - 30)
         case "truncated":
             truncated(path)

@@ -259,6 +259,7 @@ def test_only_the_segments_of_the_own_key_groups_are_read(workers, monkeypatch):
     monkeypatch.setattr(
         "statestore.checkpoint.upload.SegmentWriter.__init__.__kwdefaults__", {"block_bytes": 1 << 10, "level": 1}
     )
+    monkeypatch.setattr("statestore.segment.PIECE_ENTRIES_MAX", 4)
     for key in KEYS:
         first.at(key)["list"].add_all(rng.randbytes(700).hex() for _ in range(2))
     first.checkpoint()

@@ -15,8 +15,7 @@ ENTRIES = {b"%05d" % n: None if n % 7 == 0 else b"value %d" % n * (n % 5) for n 
 
 def written(entries, **options):
     writer = SegmentWriter(**options)
-    for key, value in sorted(entries.items()):
-        writer.add(key, value)
+    writer.add(sorted(entries.items()))
     return writer.finish()
 
 
@@ -72,10 +71,10 @@ def test_a_missing_file():
 
 def test_keys_must_ascend():
     writer = SegmentWriter()
-    writer.add(b"b", b"")
-    for key in (b"b", b"a"):
+    writer.add([(b"b", b"")])
+    for keys in ([b"b"], [b"a"], [b"c", b"c"], [b"d", b"e", b"c"]):
         with pytest.raises(AssertionError):
-            writer.add(key, b"")
+            writer.add([(key, b"") for key in keys])
 
 
 @given(st.lists(st.dictionaries(st.binary(max_size=2), st.none() | st.integers()), max_size=5))

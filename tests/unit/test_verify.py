@@ -7,6 +7,7 @@ import hashlib
 import msgspec
 import pytest
 import zstandard
+from xxhash import xxh3_64_intdigest
 
 from statestore.checkpoint.manifest import BaseEntry, InheritedBase, LogDelta, PackedDelta, SegmentEntry
 from statestore.checkpoint.storage import CheckpointStorage
@@ -32,8 +33,7 @@ def key(group, number):
 def segment_bytes(groups, **options):
     writer = SegmentWriter(**options)
     for group in groups:
-        for number in range(10):
-            writer.add(key(group, number), b"value %d" % number)
+        writer.add([(key(group, number), b"value %d" % number) for number in range(10)])
     return writer.finish(), writer
 
 
@@ -107,7 +107,7 @@ def test_a_flipped_bit_in_a_segment_is_named_by_its_block(made, path):
             group = int.from_bytes(block[0][:2], "big")
             assert (problem.offset, problem.first_key_group) == (block[1], group)
             assert problem.last_key_group <= group + 10
-        else:  # header, index, bloom filter: the whole file
+        else:  # header, index, filter: the whole file
             assert problem.last_key_group - problem.first_key_group >= 19
             assert problem.offset is not None
 
@@ -213,13 +213,18 @@ class Segment(SegmentWriter):
     """Writes what a sound writer never would, with right checksums."""
 
     def scrambled(self, change):
-        end = self._end_block
+        write, entries = self._write_block, []
 
-        def end_block():
-            change(self._keys, self._values)
-            end()
+        def write_block(keys, values):
+            whole = list(keys)
+            change(keys, values)
+            entries.append(len(whole))
+            write(keys, values)
+            self._filter = self._filter[: sum(entries[:-1])]
+            self._filter.extend(sorted(xxh3_64_intdigest(key) & 0xFFFF for key in whole))
+            self._index[-1] = (whole[0], *self._index[-1][1:4], len(whole))
 
-        self._end_block = end_block
+        self._write_block = write_block
         return self
 
 
@@ -227,15 +232,14 @@ class Segment(SegmentWriter):
     ("change", "problem"),
     [
         (lambda keys, values: keys.reverse(), "out of order"),
-        (lambda keys, values: keys.pop() and values.pop() and None, "its footer says"),
+        (lambda keys, values: keys.pop() and values.pop() and None, "the footer says"),
         (lambda keys, values: values.pop(), "values"),
-        (lambda keys, values: keys.__setitem__(-1, keys[-1] + b"?"), "the bloom filter denies"),
+        (lambda keys, values: keys.__setitem__(-1, keys[-1] + b"?"), "the filter does not fit"),
     ],
 )
 def test_a_segment_whose_checksums_hold_and_whose_content_does_not(change, problem):
     writer = Segment(block_bytes=600).scrambled(change)
-    for number in range(100):
-        writer.add(key(3, number), b"value")
+    writer.add([(key(3, number), b"value") for number in range(100)])
     storage = MemoryStorage("mem")
     storage.write("x", writer.finish())
     flaws = [str(error) for error, groups in SegmentReader(storage, "x").flaws()]
