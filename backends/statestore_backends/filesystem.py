@@ -36,6 +36,8 @@ logger = logging.getLogger("statestore.backends.filesystem")
 MANIFEST = "MANIFEST"
 FORMAT = 1
 SEGMENT_TARGET_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 10
+"""Small, since a look-up that the cache can't serve reads, checks and unpacks a whole block."""
 
 _crc = struct.Struct("<I")
 
@@ -246,12 +248,12 @@ class FilesystemBackend(Backend):
     def _store(self, entries: Iterable[tuple[bytes, bytes | None]]) -> list[tuple[_SegmentEntry, SegmentReader | None]]:
         """Write entries in key order as one or, when they are many, several segments."""
         stored: list[tuple[_SegmentEntry, SegmentReader | None]] = []
-        writer, run = SegmentWriter(), f"{self._opening}-{next(self._numbers)}"
+        writer, run = SegmentWriter(block_bytes=BLOCK_BYTES), f"{self._opening}-{next(self._numbers)}"
         for piece in in_pieces(entries):
             writer.add(piece)
             if writer.size_bytes >= SEGMENT_TARGET_BYTES:
                 stored.append(self._store_one(writer, run))
-                writer = SegmentWriter()
+                writer = SegmentWriter(block_bytes=BLOCK_BYTES)
         if writer.entries:
             stored.append(self._store_one(writer, run))
         return stored

@@ -2,8 +2,8 @@
 
 Layout, for job J and key group G (the braces make a cluster keep a group's keys together):
 
-    statestore:{J:G}     hash   entry key -> value
-    statestore:{J:G}:m   hash   epoch, owner, opening: this group's marker, the attempt that may write it, and which opening of it
+    statestore:{J:G}     hash   entry key -> value, and in fields of their own that no entry key is like, this group's marker:
+                                epoch, the attempt that may write the group (owner), and which opening of it
     statestore:{J:G}:s   sorted set of the entry keys that have a sub-key, so that one collection can be read in order
 
 Attempts are counted where the checkpoints are, so two places may count alike: then the later opening owns the state.
@@ -21,9 +21,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 import redis as driver
+from hiredis import pack_command
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -40,7 +42,8 @@ KEYS_PER_READ = 2000
 LOAD_ENTRIES = 50_000
 LOAD_BYTES = 4 << 20
 
-_MARKER = ("epoch", "owner", "opening")
+_MARKER = (b"\xffepoch", b"\xffowner", b"\xffopening")
+_END_OF_ENTRIES = b"\xff"
 
 LOST = -1
 """A script's answer when the marker is not as this backend left it."""
@@ -49,11 +52,12 @@ LOST = -1
 # leaves the index. The new epoch may be there already: then this is the repetition of a call whose answer was lost.
 # Lua can unpack only a few thousand arguments at a time, so everything goes in slices.
 _APPLY = """
-local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
+local epoch, owner, opening = unpack(redis.call('HMGET', KEYS[1], '\\255epoch', '\\255owner', '\\255opening'))
+owner = tonumber(owner or '0')
 local attempt = tonumber(ARGV[1])
 if owner > attempt then return owner end
-if owner == attempt and redis.call('HGET', KEYS[2], 'opening') ~= ARGV[7] then return owner end
-local epoch = redis.call('HGET', KEYS[2], 'epoch') or '0'
+if owner == attempt and opening ~= ARGV[7] then return owner end
+epoch = epoch or '0'
 if owner < attempt or (epoch ~= ARGV[3] and epoch ~= ARGV[2]) then return -1 end
 local pairs_end = 7 + 2 * tonumber(ARGV[4])
 local deleted_end = pairs_end + tonumber(ARGV[5])
@@ -65,29 +69,29 @@ for i = pairs_end + 1, deleted_end, 1000 do
   redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 999, deleted_end)))
 end
 for i = deleted_end + 1, indexed_end, 1000 do
-  redis.call('ZADD', KEYS[3], unpack(ARGV, i, math.min(i + 999, indexed_end)))
+  redis.call('ZADD', KEYS[2], unpack(ARGV, i, math.min(i + 999, indexed_end)))
 end
 for i = indexed_end + 1, #ARGV, 1000 do
-  redis.call('ZREM', KEYS[3], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+  redis.call('ZREM', KEYS[2], unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
-redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'owner', ARGV[1])
+if epoch ~= ARGV[2] then redis.call('HSET', KEYS[1], '\\255epoch', ARGV[2]) end
 return 0
 """
 
 # Claims a group without touching its epoch; ARGV: attempt, opening.
 _CLAIM = """
-local owner = tonumber(redis.call('HGET', KEYS[1], 'owner') or '0')
+local owner = tonumber(redis.call('HGET', KEYS[1], '\\255owner') or '0')
 if owner > tonumber(ARGV[1]) then return owner end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'opening', ARGV[2])
+redis.call('HSET', KEYS[1], '\\255owner', ARGV[1], '\\255opening', ARGV[2])
 return 0
 """
 
 _CLEAR = """
-local owner = tonumber(redis.call('HGET', KEYS[2], 'owner') or '0')
+local owner = tonumber(redis.call('HGET', KEYS[1], '\\255owner') or '0')
 if owner > tonumber(ARGV[1]) then return owner end
-if owner == tonumber(ARGV[1]) and redis.call('HGET', KEYS[2], 'opening') ~= ARGV[3] then return owner end
-redis.call('HSET', KEYS[2], 'owner', ARGV[1], 'opening', ARGV[3], 'epoch', '0')
-if ARGV[2] == '1' then redis.call('UNLINK', KEYS[1], KEYS[3]) end
+if owner == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], '\\255opening') ~= ARGV[3] then return owner end
+if ARGV[2] == '1' then redis.call('UNLINK', KEYS[1], KEYS[2]) end
+redis.call('HSET', KEYS[1], '\\255owner', ARGV[1], '\\255opening', ARGV[3], '\\255epoch', '0')
 return 0
 """
 
@@ -102,11 +106,11 @@ class RedisOptions(Section, frozen=True, kw_only=True):
 class _Group:
     """Names of one key group's keys, and what a batch does to it."""
 
-    __slots__ = ("data", "marker", "index", "pairs", "deleted", "indexed", "unindexed")
+    __slots__ = ("data", "deleted", "index", "indexed", "pairs", "unindexed")
 
     def __init__(self, job: str, group: int):
         self.data = f"statestore:{{{job}:{group}}}"
-        self.marker, self.index = f"{self.data}:m", f"{self.data}:s"
+        self.index = f"{self.data}:s"
         self.reset()
 
     def reset(self) -> None:
@@ -134,6 +138,7 @@ class RedisBackend(Backend):
                 socket_timeout=options.socket_timeout,
                 socket_connect_timeout=options.socket_timeout,
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+                command_packer=_Packer(),
             )
         except ValueError as error:
             raise ConfigError(_without_secret(error, options.url), key="state.redis.url") from None
@@ -141,7 +146,7 @@ class RedisBackend(Backend):
             with _Translated(self._place):
                 self._refuse_eviction()
                 self._run_all(
-                    _CLAIM, [([group.marker], [self._attempt, self._opening]) for group in self._groups.values()]
+                    _CLAIM, [([group.data], [self._attempt, self._opening]) for group in self._groups.values()]
                 )
                 self._epoch = self._next_epoch = self._stored_marker()
         except BaseException:
@@ -177,7 +182,7 @@ class RedisBackend(Backend):
     def _stored_marker(self) -> Epoch:
         with self._client.pipeline(transaction=False) as pipeline:
             for group in self._groups.values():
-                pipeline.hget(group.marker, "epoch")
+                pipeline.hget(group.data, _MARKER[0])
             return Epoch(min(int(epoch or 0) for epoch in pipeline.execute()))
 
     def _run_all(self, script: str, calls: list[tuple[list[str], list[Any]]]) -> None:
@@ -200,7 +205,8 @@ class RedisBackend(Backend):
 
     def _check_markers(self, markers: list[list[bytes | None]], before: Epoch) -> None:
         """Raise unless owners and epochs are those that this backend has set; `before` is the epoch before they were read."""
-        for stored_epoch, stored_owner, opening in markers:
+        expected = [str(before).encode(), str(self._attempt).encode(), self._opening.encode()]
+        for stored_epoch, stored_owner, opening in [marker for marker in markers if marker != expected]:
             epoch, owner = int(stored_epoch or 0), int(stored_owner or 0)
             if owner > self._attempt or (owner == self._attempt and opening != self._opening.encode()):
                 raise FencedError(self._place, self._attempt, owner)
@@ -210,22 +216,14 @@ class RedisBackend(Backend):
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One HMGET a group, all in one round trip."""
         client = self._connection()
-        by_group: dict[int, list[int]] = {}
-        for position, key in enumerate(keys):
-            by_group.setdefault(group_of_entry(key), []).append(position)
-        found: list[bytes | None] = [None] * len(keys)
-        before = self._epoch
+        before, ordered = self._epoch, sorted(keys)  # by groups
         with _Translated(self._place), client.pipeline(transaction=False) as pipeline:
-            for group, positions in by_group.items():
-                pipeline.hmget(self._groups[group].data, [keys[position] for position in positions])
-            for group in by_group:  # after the values: these were there if the marker still is
-                pipeline.hmget(self._groups[group].marker, *_MARKER)
+            for prefix, of_group in groupby(ordered, _group_prefix):
+                pipeline.execute_command("HMGET", self._groups[int.from_bytes(prefix, "big")].data, *of_group, *_MARKER)
             answers = pipeline.execute()
-            self._check_markers(answers[len(by_group) :], before)
-            for positions, values in zip(by_group.values(), answers, strict=False):
-                for position, value in zip(positions, values, strict=True):
-                    found[position] = value
-        return found
+        self._check_markers([answer[-len(_MARKER) :] for answer in answers], before)
+        found = dict(zip(ordered, chain.from_iterable(answer[: -len(_MARKER)] for answer in answers), strict=True))
+        return list(map(found.__getitem__, keys))
 
     def apply(self, batch: Batch, epoch: Epoch) -> None:
         """All groups in one transaction; those without a change get the marker, when it moves."""
@@ -251,7 +249,7 @@ class RedisBackend(Backend):
             counts = [len(group.pairs) // 2, len(group.deleted), len(group.indexed)]
             head: list[Any] = [self._attempt, epoch, self._epoch, *counts, self._opening]
             arguments = head + group.pairs + group.deleted + group.indexed + group.unindexed
-            calls.append(([group.data, group.marker, group.index], arguments))
+            calls.append(([group.data, group.index], arguments))
             group.reset()
         self._next_epoch = epoch
         with _Translated(self._place):
@@ -269,8 +267,8 @@ class RedisBackend(Backend):
     def _load(self, group: _Group, piece: list[tuple[bytes, bytes]]) -> None:
         indexed = [key for key, _ in piece if _has_sub_key(key)]
         with self._connection().pipeline(transaction=True) as pipeline:
-            pipeline.watch(group.marker)
-            self._check_markers([pipeline.hmget(group.marker, *_MARKER)], Epoch(0))
+            pipeline.watch(group.data)
+            self._check_markers([pipeline.hmget(group.data, *_MARKER)], Epoch(0))
             pipeline.multi()
             for first in range(0, len(piece), KEYS_PER_READ):
                 pipeline.execute_command("HSET", group.data, *chain.from_iterable(piece[first : first + KEYS_PER_READ]))
@@ -279,7 +277,7 @@ class RedisBackend(Backend):
             try:
                 pipeline.execute()
             except driver.WatchError:
-                self._check_markers([self._connection().hmget(group.marker, *_MARKER)], Epoch(0))
+                self._check_markers([self._connection().hmget(group.data, *_MARKER)], Epoch(0))
                 raise
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
@@ -295,7 +293,7 @@ class RedisBackend(Backend):
                 continue
             with _Translated(self._place):
                 keys = self._connection().hkeys(self._groups[number].data)
-            wanted = sorted(key for key in keys if key >= start and (stop is None or key < stop))
+            wanted = sorted(key for key in keys if start <= key < (stop or _END_OF_ENTRIES))
             for first in range(0, max(1, len(wanted)), KEYS_PER_READ):
                 yield from self._values(number, wanted[first : first + KEYS_PER_READ])
 
@@ -312,17 +310,12 @@ class RedisBackend(Backend):
             low = b"(" + keys[-1]
 
     def _values(self, number: int, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Entries of some keys, after a look at the group's marker, which was still there after the keys had been read."""
-        group, before = self._groups[number], self._epoch
-        with _Translated(self._place), self._connection().pipeline(transaction=False) as pipeline:
-            if keys:
-                pipeline.hmget(group.data, keys)
-            pipeline.hmget(group.marker, *_MARKER)
-            *values, marker = pipeline.execute()
-            self._check_markers([marker], before)
-        yield from (
-            (key, value) for key, value in zip(keys, values[0] if keys else (), strict=True) if value is not None
-        )
+        """Entries of some keys, with a look at the group's marker, which was still there after the keys had been read."""
+        before = self._epoch
+        with _Translated(self._place):
+            *values, epoch, owner, opening = self._connection().hmget(self._groups[number].data, *keys, *_MARKER)
+        self._check_markers([[epoch, owner, opening]], before)
+        yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
 
     def applied_epoch(self) -> Epoch:
         """The least marker of all groups, asked from the server: it may have lost its data."""
@@ -339,7 +332,7 @@ class RedisBackend(Backend):
         """Set all markers to 0 and delete the groups' keys, in one transaction."""
         self._connection()
         calls = [
-            ([group.data, group.marker, group.index], [self._attempt, int(number in key_groups), self._opening])
+            ([group.data, group.index], [self._attempt, int(number in key_groups), self._opening])
             for number, group in self._groups.items()
         ]
         with _Translated(self._place):
@@ -356,6 +349,19 @@ class RedisBackend(Backend):
         if self._client is None:
             raise ClosedError("the redis backend is closed")
         return self._client
+
+
+_group_prefix = itemgetter(slice(2))
+"""First two bytes of an entry key."""
+
+
+class _Packer:
+    """Packs commands without a look at each argument's type, as the driver's own does: there are thousands, of the types that are taken."""
+
+    def pack(self, *arguments: Any) -> list[bytes]:
+        """Bytes of one command."""
+        name, *others = arguments
+        return [pack_command((*name.split(), *others))]
 
 
 def _has_sub_key(entry_key: bytes) -> bool:

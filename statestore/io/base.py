@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -96,6 +97,7 @@ class AppendStorage(Storage):
         """Cut `name` to its first `size` bytes, durably."""
 
 
+@lru_cache(4096)
 def checked_name(name: str) -> str:
     """`name` itself, if it stays below the root.
 

@@ -101,23 +101,26 @@ class LocalStorage(AppendStorage):
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read from the file."""
-        with self._opened(self._path(name)) as file:
-            if start:
-                file.seek(start)
+        descriptor = self._opened(f"{self.url}/{checked_name(name)}")  # a Path would take as long as the reading
+        try:
             if length is None:
-                return file.read()
-            data = file.read(length)
-            while len(data) < length and (more := file.read(length - len(data))):
+                with FileIO(descriptor, closefd=False) as file:
+                    file.seek(start)
+                    return file.read()
+            data = os.pread(descriptor, length, start)
+            while len(data) < length and (more := os.pread(descriptor, length - len(data), start + len(data))):
                 data += more
             return data
+        finally:
+            os.close(descriptor)
 
     @staticmethod
-    def _opened(path: Path) -> FileIO:
+    def _opened(path: str) -> int:
         try:
-            return FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise CorruptionError(str(path), "it is a symbolic link, which nothing here makes") from error
+                raise CorruptionError(path, "it is a symbolic link, which nothing here makes") from error
             raise
 
     def write(self, name: str, data: bytes) -> None:
