@@ -252,13 +252,15 @@ class Log:
 
     def _append(self, batch: Batch, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None]) -> int:
         assert epoch == self._last_epoch + 1, (epoch, self._last_epoch)
-        data = encode_group(batch, epoch, commit, self._compressor)
+        pieces = encode_group(batch, epoch, commit, self._compressor)
         crashpoints.reach("commit.before-log")
         try:
             appender = self._ensure_segment(epoch)
-            appender.write(data)
-            self._digest.update(data)
-            self._size += len(data)
+            before = self._size
+            for piece in pieces:
+                appender.write(piece)
+                self._digest.update(piece)
+                self._size += len(piece)
             meanwhile()
             appender.sync()
         except BaseException as error:
@@ -267,7 +269,7 @@ class Log:
         self._last_epoch = epoch
         if self._size >= SEGMENT_MAX_BYTES:
             self.seal()
-        return len(data)
+        return self._size - before
 
     def _ensure_segment(self, first_epoch: Epoch) -> Appender:
         if self._appender is None:

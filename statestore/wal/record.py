@@ -9,7 +9,7 @@ Grammar (integers little-endian; crc is CRC-32C):
 
     segment = "SSTWAL" · 00 · version u8 · length u32 · crc of header u32 · crc of the 16 bytes before u32 · header as MessagePack map
     record  = length u32 · type u8 · epoch u64 · crc of payload u32 · crc of the 17 bytes before u32 · payload
-    payload = zstd frame of: BATCH  MessagePack map of entry key to value, nil deletes
+    payload = zstd frame of: BATCH  MessagePack array [entry keys, values], nil deletes
                              COMMIT MessagePack map {meta, times, states}
 
 Heads have a checksum of their own, so that a flipped length can't pass for a torn tail.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import google_crc32c
@@ -33,9 +32,10 @@ from statestore.schema import Schema
 from statestore.ttl import StoredTtl, Times
 from statestore.types import Attempt, Epoch
 
-MAGIC = b"SSTWAL\x00\x01"
+MAGIC = b"SSTWAL\x00\x02"
 BATCH, COMMIT = 1, 2
-ENTRIES_PER_RECORD = 16384
+ENTRIES_PER_RECORD = 8192
+"""The disk writes one record while the next is made."""
 RECORD_RAW_MAX_BYTES = 256 << 20
 SAMPLED_MIN_BYTES = 128 << 10
 SAMPLE_PARTS, SAMPLE_PART_BYTES = 8, 2 << 10
@@ -98,7 +98,8 @@ class CommitRecord(msgspec.Struct, frozen=True):
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack_batch = msgspec.msgpack.Decoder(dict[bytes, bytes | None]).decode
+_batch_type = tuple[list[bytes], list[bytes | None]]
+_unpack_batch = msgspec.msgpack.Decoder(_batch_type).decode
 _unpack_commit = msgspec.msgpack.Decoder(CommitRecord).decode
 _unpack_header = msgspec.msgpack.Decoder(SegmentHeader).decode
 
@@ -172,41 +173,37 @@ def _record(kind: int, epoch: Epoch, raw: bytes, compressor: Compressor) -> byte
     return b"".join((head, _u32.pack(google_crc32c.value(head)), payload))
 
 
-def _batch_records(entries: Batch, epoch: Epoch, compressor: Compressor) -> Iterator[bytes]:
-    raw = _pack(entries)
+def _batch_records(
+    keys: list[bytes], values: list[bytes | None], epoch: Epoch, compressor: Compressor
+) -> Iterator[bytes]:
+    raw = _pack((keys, values))
     if len(raw) <= RECORD_RAW_MAX_BYTES:
         yield _record(BATCH, epoch, raw, compressor)
         return
-    if len(entries) == 1:
+    if len(keys) == 1:
         raise UsageError(f"a single value of {len(raw)} bytes is over the limit of {RECORD_RAW_MAX_BYTES} bytes")
-    half = len(entries) // 2
-    items = iter(entries.items())
-    for part in (dict(islice(items, half)), dict(items)):
-        yield from _batch_records(part, epoch, compressor)
+    half = len(keys) // 2
+    for some in (slice(half), slice(half, None)):
+        yield from _batch_records(keys[some], values[some], epoch, compressor)
 
 
-def _parts(batch: Batch) -> Iterator[Batch]:
-    if 0 < len(batch) <= ENTRIES_PER_RECORD:
-        yield batch  # as it is, for a copy takes longer than the checksum
-        return
-    items = iter(batch.items())
-    while part := dict(islice(items, ENTRIES_PER_RECORD)):
-        yield part
-
-
-def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: Compressor) -> bytes:
-    """Bytes of one epoch, to be appended in one write.
+def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: Compressor) -> Iterator[bytes]:
+    """Bytes of one epoch, to be appended in pieces, each of which is made when it is asked for.
 
     Raises
     ------
     UsageError
-        A value is larger than a record may be.
+        While it is iterated: a value is larger than a record may be.
     """
-    records: list[bytes] = []
-    for part in _parts(batch):
-        records += _batch_records(part, epoch, compressor)
-    records.append(_record(COMMIT, epoch, _pack(commit), compressor))
-    return b"".join(records)
+    keys, values = list(batch), list(batch.values())
+    waiting = b""
+    for first in range(0, len(keys), ENTRIES_PER_RECORD):
+        some = slice(first, first + ENTRIES_PER_RECORD)
+        for record in _batch_records(keys[some], values[some], epoch, compressor):
+            if waiting:
+                yield waiting
+            waiting = record
+    yield waiting + _record(COMMIT, epoch, _pack(commit), compressor)  # so that a small group takes one write
 
 
 def decode_payload(payload: bytes, file: str, offset: int) -> bytes:
@@ -281,8 +278,9 @@ def next_offset(data: bytes, offset: int) -> tuple[int, Epoch] | None:
 def batch_of(record: Record, file: str) -> dict[bytes, bytes | None]:
     """Entries of a BATCH record. Raises CorruptionError."""
     try:
-        return _unpack_batch(decode_payload(record.payload, file, record.offset))
-    except msgspec.MsgspecError as error:
+        keys, values = _unpack_batch(decode_payload(record.payload, file, record.offset))
+        return dict(zip(keys, values, strict=True))
+    except (msgspec.MsgspecError, ValueError) as error:
         raise CorruptionError(file, f"a batch can't be read: {error}", offset=record.offset) from error
 
 

@@ -3,6 +3,7 @@
 import logging
 import random
 
+import msgspec
 import pytest
 import zstandard
 
@@ -306,6 +307,35 @@ def test_a_group_of_many_records(monkeypatch):
     ((epoch, found),) = history(recovered(storage))
     assert (epoch, found) == (1, {key.encode(): str(n).encode() for key, n in entries.items()})
     assert len(next(iter(recovered(storage).groups(0))).batches) == 10
+
+
+def test_records_are_written_as_they_are_made_and_synced_together(monkeypatch):
+    monkeypatch.setattr(record, "ENTRIES_PER_RECORD", 10)
+    storage = NotingSteps()
+    log = new_log(storage)
+    entries = {b"k%d" % n: b"v" for n in range(35)}
+    log.append(entries, 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
+    assert storage.steps == ["write", *["write"] * 4, "meanwhile", "sync"]
+    assert history(recovered(storage)) == [(1, entries)]
+
+
+def test_a_value_that_is_too_large_behind_others_that_are_written_already(monkeypatch):
+    monkeypatch.setattr(record, "ENTRIES_PER_RECORD", 10)
+    monkeypatch.setattr(record, "RECORD_RAW_MAX_BYTES", 1000)
+    storage = MemoryStorage("mem")
+    log = new_log(storage)
+    commit(log, 1, a=1)
+    with pytest.raises(UsageError, match="over the limit"):
+        log.append({b"%d" % n: b"x" * (1100 if n == 30 else 1) for n in range(40)}, 2, CommitRecord({}, Times()))
+    with pytest.raises(ClosedError, match="failed before"):
+        commit(log, 2, a=2)
+    assert history(recovered(storage)) == [(1, {b"a": b"1"})]
+
+
+def test_a_batch_with_more_keys_than_values():
+    payload = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(([b"a", b"b"], [b"1"])))
+    with pytest.raises(CorruptionError, match="a batch can't be read"):
+        record.batch_of(record.Record(record.BATCH, 1, payload, 0, len(payload)), "file")
 
 
 def test_large_batches_are_split_by_bytes_and_a_too_large_value_refused(monkeypatch):
