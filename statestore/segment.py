@@ -26,7 +26,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice, pairwise
+from functools import reduce
+from itertools import accumulate, chain, islice, pairwise
 from operator import lt
 from typing import TypeVar
 
@@ -342,12 +343,15 @@ class SegmentReader:
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
         """Entries with start <= key < stop (None: to the end), ascending, deleted ones included."""
+        return chain.from_iterable(self._scan_blocks(start, stop))  # an entry passes no line of ours
+
+    def _scan_blocks(self, start: bytes, stop: bytes | None) -> Iterator[Iterator[tuple[bytes, bytes | None]]]:
         index = max(0, bisect_right(self._first_keys, start) - 1)
         while index < len(self._blocks) and (stop is None or self._first_keys[index] < stop):
             keys, values = self._block(index, keep=self._is_edge(index, start, stop))
             first = bisect_left(keys, start)
             last = len(keys) if stop is None else bisect_left(keys, stop)
-            yield from zip(keys[first:last], values[first:last], strict=True)
+            yield zip(keys[first:last], values[first:last], strict=True)
             index += 1
 
     def _is_edge(self, index: int, start: bytes, stop: bytes | None) -> bool:
@@ -359,10 +363,7 @@ class SegmentReader:
 def merged(scans: Sequence[Iterator[tuple[bytes, V]]]) -> Iterator[tuple[bytes, V]]:
     """Entries of several scans in key order; of equal keys the one from the first scan."""
     # The last scan is as a rule by far the longest (the oldest layer of a state), and its entries pass one step only.
-    above: Iterator[tuple[bytes, V]] = iter(())
-    for scan in scans:
-        above = _over(above, scan)
-    return above
+    return reduce(_over, scans) if scans else iter(())
 
 
 def _over(newer: Iterator[tuple[bytes, V]], older: Iterator[tuple[bytes, V]]) -> Iterator[tuple[bytes, V]]:

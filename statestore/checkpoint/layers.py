@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Protocol, TypeVar
 
 from statestore.checkpoint.manifest import FileEntry, LogDelta, SegmentEntry
@@ -131,15 +132,17 @@ class SegmentsLayer:
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[Entry]:
         """One segment after the other."""
-        for index in self._within(start, stop):
-            yield from self._reader(index).scan(start, stop)
+        return chain.from_iterable(self._reader(index).scan(start, stop) for index in self._within(start, stop))
 
     def stream(self, start: bytes, stop: bytes | None) -> Iterator[Entry]:
         """Segments as a whole."""
-        for entry, data in self._files.read_in_turn(self._segments[index] for index in self._within(start, stop)):
-            held = MemoryStorage(self._files.checkpoints.url)
-            held.write(entry.path, data)
-            yield from SegmentReader(held, entry.path).scan(start, stop)
+        read = self._files.read_in_turn(self._segments[index] for index in self._within(start, stop))
+        return chain.from_iterable(self._held(entry, data).scan(start, stop) for entry, data in read)
+
+    def _held(self, entry: SegmentEntry, data: bytes) -> SegmentReader:
+        held = MemoryStorage(self._files.checkpoints.url)
+        held.write(entry.path, data)
+        return SegmentReader(held, entry.path)
 
     def _within(self, start: bytes, stop: bytes | None) -> range:
         """Indexes of the segments that may have something of a range."""

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 from statestore.checkpoint.layers import Entry, Files, Layer, LogLayer, SegmentsLayer, look_up
 from statestore.checkpoint.manifest import InheritedBase, LogDelta, Manifest, NativeBase, PackedDelta, Part
@@ -90,16 +90,13 @@ class _PartsLayer:
         return found
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        for view, first, end in self._within(start, stop):
-            yield from view.scan(first, end)
+        return chain.from_iterable(view.scan(first, end) for view, first, end in self._within(start, stop))
 
     def stream(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        for view, first, end in self._within(start, stop):
-            yield from view.stream(first, end)
+        return chain.from_iterable(view.stream(first, end) for view, first, end in self._within(start, stop))
 
     def stream_deltas(self, start: bytes, stop: bytes | None) -> Iterator[Entry]:
-        for view, first, end in self._within(start, stop):
-            yield from view.stream_deltas(first, end)
+        return chain.from_iterable(view.stream_deltas(first, end) for view, first, end in self._within(start, stop))
 
     def _within(self, start: bytes, stop: bytes | None) -> Iterator[tuple[_PartView, bytes, bytes]]:
         for first, end, view in self._parts:
