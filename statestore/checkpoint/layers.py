@@ -213,13 +213,15 @@ class LogLayer:
         with self._lock:
             if not self._layers:
                 entries: dict[bytes, bytes | None] = {}
-                size = 0
+                read = read_bytes = 0
                 for some in self._batches():
                     entries.update(some)
-                    size += sum(len(key) + len(value or b"") + ENTRY_OVERHEAD_BYTES for key, value in some.items())
-                    if size >= LOG_MEMORY_BYTES:
+                    read += len(some)
+                    read_bytes += sum(map(len, some)) + sum(map(len, filter(None, some.values())))
+                    # Not what was read: that is mostly the same few keys again and again, where there is much of it.
+                    if entries and len(entries) * (ENTRY_OVERHEAD_BYTES + read_bytes // read) >= LOG_MEMORY_BYTES:
                         self._layers.insert(0, self._spilled(entries))
-                        entries, size = {}, 0
+                        entries, read, read_bytes = {}, 0, 0
                 self._layers.insert(0, _MemoryLayer(entries))
             return self._layers
 

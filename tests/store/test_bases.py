@@ -257,6 +257,22 @@ def test_a_large_delta_is_not_packed(stores, monkeypatch):
     assert kinds(store.checkpoint())[1:] == [LogDelta, LogDelta, LogDelta, PackedDelta, LogDelta]
 
 
+def test_what_is_logged_again_and_again_takes_the_memory_of_its_last_values_only(stores, monkeypatch):
+    monkeypatch.setattr("statestore.checkpoint.layers.LOG_MEMORY_BYTES", 3000)
+    store = stores.open("memory", "none", NEVER, "checkpointing.pack-deltas=100")
+    state = store.value_state("value", int)
+    for count in range(12):
+        state.update_many(["a", "b", "c"], [count] * 3)
+        info = store.checkpoint()
+
+    def spill(entries, stem):
+        raise AssertionError("three entries were put into a temporary file")
+
+    monkeypatch.setattr("statestore.checkpoint.layers.sorted_segments", spill)
+    with closing(CheckpointView(store.checkpoints, info.manifest)) as view:
+        assert len(dict(view.scan(b"", None))) == 3
+
+
 @pytest.mark.parametrize("backend", ["memory", "rocksdb"])
 @pytest.mark.parametrize("seed", range(8))
 def test_packed_histories_match_a_dict(stores, monkeypatch, backend, seed):
