@@ -17,6 +17,7 @@ from statestore_runtime.sources import Source
 from statestore_runtime.watermarks import WatermarkStrategy
 
 if TYPE_CHECKING:
+    from statestore_runtime.columnar import ColumnarStream
     from statestore_runtime.messages import Finished
     from statestore_runtime.streams import Stream
 
@@ -116,6 +117,43 @@ class Job:
             return SourceOperator(uid, source, watermarks, rate_limit)
 
         return Stream(self, Output(self.add("source", uid, make, is_timed=watermarks is not None)))
+
+    def record_batches(
+        self,
+        source: Source,
+        uid: str | None = None,
+        *,
+        batch_rows: int | None = None,
+        rate_limit: float | None = None,
+    ) -> ColumnarStream:
+        """The rows of a source's events, in Arrow record batches. Needs the extra `arrow`.
+
+        Parameters
+        ----------
+        source
+            A FileSource; of JSON lines or CSV with `type=`, a msgspec.Struct or a dataclass with fields of str, int, float, bool and bytes,
+            or one of these and None. Integers have 64 bits: others are bad records.
+        batch_rows
+            About so many rows a batch has; default 1,048,576. The more, the fewer keys are merged into the state; a checkpoint waits for
+            the end of a batch.
+        rate_limit
+            Rows per second that are read at most, over all workers; a batch has no more than that.
+
+        Raises
+        ------
+        UsageError
+            The source has no record batches, or an argument is no good.
+        ConfigError
+            pyarrow is not installed.
+        """
+        from statestore_runtime.columnar import DEFAULT_BATCH_ROWS, ColumnarStream, SupportsRecordBatches
+
+        if not isinstance(source, SupportsRecordBatches):
+            raise UsageError(f"record_batches() takes a source such as FileSource(...), not {kind_of(source)}")
+        limits = [int(limit) for limit in (source.rate_limit, rate_limit) if limit is not None]
+        rows = min([DEFAULT_BATCH_ROWS if batch_rows is None else batch_rows, *limits])
+        stream = self.source(source.record_batches(max(rows, 1)), uid, rate_limit=rate_limit)
+        return ColumnarStream(self, stream._output)
 
     def add(
         self, kind: str, uid: str | None, make: MakeOperator, *inputs: Output, is_timed: bool | None = None

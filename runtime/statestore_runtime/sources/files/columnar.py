@@ -32,6 +32,16 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 class ColumnarReader(RecordReader):
     """Reads the rows of one file.
 
+    Parameters
+    ----------
+    chunk_rows
+        Rows that are decoded at a time.
+
+    Attributes
+    ----------
+    columns : list
+        Names of those that are needed.
+
     Raises
     ------
     ConfigError
@@ -40,16 +50,23 @@ class ColumnarReader(RecordReader):
         The file is not what its name says, or damaged.
     """
 
-    def __init__(self, raw: io.RawIOBase, on_bad_record: BadRecordHandler, converter: ColumnConverter, file: str):
+    def __init__(
+        self,
+        raw: io.RawIOBase,
+        on_bad_record: BadRecordHandler,
+        converter: ColumnConverter,
+        file: str,
+        chunk_rows: int = CHUNK_ROWS,
+    ):
         self._pa = import_pyarrow()
-        self._file, self._on_bad_record = file, on_bad_record
+        self._file, self._on_bad_record, self._chunk_rows = file, on_bad_record, chunk_rows
         self._group = self._row_in_group = self._row = 0
         with _Translated(self._pa, file):
             names = self._open(raw)
-        self._columns, self._convert = converter.bind(names, file)
+        self.columns, self._convert = converter.bind(names, file)
         self._chunks = self._chunks_from(0, 0)
         self._chunk: list[list[Any]] = []
-        self._used = self._chunk_rows = 0
+        self._used = self._chunk_size = 0
 
     @abstractmethod
     def _open(self, raw: io.RawIOBase) -> list[str]:
@@ -68,18 +85,30 @@ class ColumnarReader(RecordReader):
         self._group, self._row_in_group, self._row = place["group"], place["row_in_group"], place["row"]
         self._chunks = self._chunks_from(self._group, self._row_in_group)
 
-    def _chunks_from(self, first: int, skipped: int) -> Iterator[tuple[int, int, int, list[list[Any]]]]:
-        """(group, rows of it before, rows, values by column) from a place on."""
+    def next_chunk(self) -> pyarrow.RecordBatch | None:
+        """The next rows, with the needed columns or more, None at the end; `place` is before them."""
+        with _Translated(self._pa, self._file):
+            chunk = next(self._chunks, None)
+        if chunk is None:
+            return None
+        self._group, self._row_in_group, rows = chunk
+        return rows
+
+    def pass_over(self, count: int) -> None:
+        """Stand behind so many rows of the chunk."""
+        self._row_in_group += count
+        self._row += count
+
+    def _chunks_from(self, first: int, skipped: int) -> Iterator[tuple[int, int, pyarrow.RecordBatch]]:
+        """(group, rows of it before, rows) from a place on."""
         for number, batches in enumerate(self._groups(first), first):
             before = 0
             for batch in batches:
-                for begin in range(0, batch.num_rows, CHUNK_ROWS):
-                    piece = batch.slice(begin, CHUNK_ROWS)
+                for begin in range(0, batch.num_rows, self._chunk_rows):
+                    piece = batch.slice(begin, self._chunk_rows)
                     unwanted = max(0, skipped - before)
                     if unwanted < piece.num_rows:
-                        wanted = piece.slice(unwanted)
-                        values = [self._values(wanted.column(name)) for name in self._columns]
-                        yield number, before + unwanted, wanted.num_rows, values
+                        yield number, before + unwanted, piece.slice(unwanted)
                     before += piece.num_rows
             skipped = 0
 
@@ -92,24 +121,31 @@ class ColumnarReader(RecordReader):
 
     def read(self, count: int) -> list[Any] | None:
         """See `RecordReader.read`."""
-        while self._used == self._chunk_rows:
-            with _Translated(self._pa, self._file):
-                chunk = next(self._chunks, None)
+        while self._used == self._chunk_size:
+            chunk = self.next_chunk()
             if chunk is None:
                 return None
-            self._group, self._row_in_group, self._chunk_rows, self._chunk = chunk
-            self._used = 0
-        end = min(self._used + count, self._chunk_rows)
-        columns = [values[self._used : end] for values in self._chunk]
-        try:
-            events = self._convert(columns)
-        except (ValueError, TypeError):  # msgspec's errors are ValueErrors; the others are of the type's own checks
-            events = self._convert_singly(columns)
+            self._chunk, self._chunk_size, self._used = self._values_of(chunk), chunk.num_rows, 0
+        end = min(self._used + count, self._chunk_size)
+        events = self._events_of([values[self._used : end] for values in self._chunk])
         count = end - self._used
         self._used = end
-        self._row_in_group += count
-        self._row += count
+        self.pass_over(count)
         return events
+
+    def events_of(self, chunk: pyarrow.RecordBatch) -> list[Any]:
+        """Events of the next rows. Raises what the bad record handler does."""
+        return self._events_of(self._values_of(chunk))
+
+    def _values_of(self, chunk: pyarrow.RecordBatch) -> list[list[Any]]:
+        with _Translated(self._pa, self._file):
+            return [self._values(chunk.column(name)) for name in self.columns]
+
+    def _events_of(self, columns: list[list[Any]]) -> list[Any]:
+        try:
+            return self._convert(columns)
+        except (ValueError, TypeError):  # msgspec's errors are ValueErrors; the others are of the type's own checks
+            return self._convert_singly(columns)
 
     def _convert_singly(self, columns: list[list[Any]]) -> list[Any]:
         events = []
@@ -117,7 +153,7 @@ class ColumnarReader(RecordReader):
             try:
                 events += self._convert([[value] for value in values])
             except (ValueError, TypeError) as error:
-                row = dict(zip(self._columns, values, strict=True))
+                row = dict(zip(self.columns, values, strict=True))
                 self._on_bad_record(number, repr(row), str(error))
         return events
 
@@ -133,7 +169,7 @@ class ParquetReader(ColumnarReader):
 
     def _groups(self, first: int) -> Iterator[Iterator[pyarrow.RecordBatch]]:
         for group in range(first, self._parquet.num_row_groups):
-            yield self._parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=self._columns)
+            yield self._parquet.iter_batches(self._chunk_rows, row_groups=[group], columns=self.columns)
 
 
 class ArrowReader(ColumnarReader):

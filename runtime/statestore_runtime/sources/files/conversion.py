@@ -18,7 +18,7 @@ from statestore.errors import ConfigError, UsageError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Column:
+class Column:
     """A field of the declared type, as a column of a file."""
 
     name: str
@@ -28,6 +28,7 @@ class _Column:
 
     @property
     def is_text(self) -> bool:
+        """Whether text needs no conversion."""
         return self.declared is str or self.declared == str | None
 
     def convert(self, values: list[Any], *, strict: bool) -> list[Any]:
@@ -47,9 +48,9 @@ class _Fields:
 
     def __init__(self, declared: Any, records: str):
         self._declared = declared
-        self.columns = _columns_of(declared, records)
+        self.columns = columns_of(declared, records)
 
-    def present(self, names: list[str], file: str) -> list[_Column]:
+    def present(self, names: list[str], file: str) -> list[Column]:
         """Those that a file has. Raises ConfigError when one that is needed is missing, or when there is none."""
         missing = [column.name for column in self.columns if column.required and column.name not in names]
         found = [column for column in self.columns if column.name in names]
@@ -62,7 +63,7 @@ class _Fields:
             )
         return found
 
-    def are_positional(self, present: list[_Column]) -> bool:
+    def are_positional(self, present: list[Column]) -> bool:
         """Whether the present columns are the constructor's first arguments, in their order."""
         if present != self.columns[: len(present)]:
             return False
@@ -100,7 +101,7 @@ class RowConverter:
         places = [(header.index(column.name), column) for column in present]
         return self._by_columns(places) if self._fields.are_positional(present) else self._by_rows(places)
 
-    def _by_columns(self, places: list[tuple[int, _Column]]) -> Callable[[list[list[str]]], list[Any]]:
+    def _by_columns(self, places: list[tuple[int, Column]]) -> Callable[[list[list[str]]], list[Any]]:
         make, nulls = self._declared, self._nulls
 
         def convert(rows: list[list[str]]) -> list[Any]:
@@ -114,7 +115,7 @@ class RowConverter:
 
         return convert
 
-    def _by_rows(self, places: list[tuple[int, _Column]]) -> Callable[[list[list[str]]], list[Any]]:
+    def _by_rows(self, places: list[tuple[int, Column]]) -> Callable[[list[list[str]]], list[Any]]:
         declared, nulls = self._declared, self._nulls
 
         def convert(rows: list[list[str]]) -> list[Any]:
@@ -159,7 +160,7 @@ class ColumnConverter:
         needed = [column.name for column in present]
         return needed, self._by_columns(present) if self._fields.are_positional(present) else self._by_rows(needed)
 
-    def _by_columns(self, present: list[_Column]) -> Callable[[list[list[Any]]], list[Any]]:
+    def _by_columns(self, present: list[Column]) -> Callable[[list[list[Any]]], list[Any]]:
         make = self._declared
 
         def convert(columns: list[list[Any]]) -> list[Any]:
@@ -178,18 +179,19 @@ class ColumnConverter:
         return convert
 
 
-def _columns_of(declared: Any, records: str) -> list[_Column]:
+def columns_of(declared: Any, records: str) -> list[Column]:
+    """The columns of a msgspec.Struct or dataclass. Raises UsageError for another type, or a field that nothing can be converted to."""
     if isinstance(declared, type) and issubclass(declared, msgspec.Struct):
         if declared.__struct_config__.array_like or getattr(declared.__struct_config__, "tag", None) is not None:
             raise UsageError(f"{records} can't be made into {declared.__name__}: it is array_like or tagged")
         columns = [
-            _Column(field.encode_name, field.type, _admits_none(field.type), field.required)
+            Column(field.encode_name, field.type, _admits_none(field.type), field.required)
             for field in msgspec.structs.fields(declared)
         ]
     elif isinstance(declared, type) and dataclasses.is_dataclass(declared):
         hints, missing = typing.get_type_hints(declared, include_extras=True), dataclasses.MISSING
         columns = [
-            _Column(
+            Column(
                 field.name,
                 hints[field.name],
                 _admits_none(hints[field.name]),

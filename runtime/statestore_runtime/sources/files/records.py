@@ -12,9 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
-
-import msgspec
+from typing import Any, Protocol
 
 from statestore_runtime.sources.base import DECODE_ERRORS
 
@@ -96,6 +94,18 @@ class LineReader(RecordReader):
         self._on_bad_record(line, data.decode(errors="backslashreplace").rstrip("\r\n"), problem)
 
 
+class LineDecoder(Protocol):
+    """What decodes lines of JSON, such as a msgspec.json.Decoder. Its errors are DECODE_ERRORS."""
+
+    def decode(self, data: bytes, /) -> Any:
+        """Value of one line."""
+        ...
+
+    def decode_lines(self, data: bytes, /) -> list[Any]:
+        """Values of lines."""
+        ...
+
+
 class JsonLinesReader(LineReader):
     """One JSON value a line; blank lines are passed over."""
 
@@ -103,7 +113,7 @@ class JsonLinesReader(LineReader):
         self,
         stream: io.BufferedReader,
         on_bad_record: BadRecordHandler,
-        decoder: msgspec.json.Decoder[Any],
+        decoder: LineDecoder,
         *,
         can_seek: bool,
         is_growing: bool = False,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -26,7 +27,10 @@ from statestore_runtime.sources.files.conversion import ColumnConverter, RowConv
 from statestore_runtime.sources.files.csv_lines import CsvReader
 from statestore_runtime.sources.files.places import OpenedFile, Places, is_remote, named
 from statestore_runtime.sources.files.reader import FileReader
-from statestore_runtime.sources.files.records import JsonLinesReader, RecordReader
+from statestore_runtime.sources.files.records import BadRecordHandler, JsonLinesReader, RecordReader
+
+if TYPE_CHECKING:
+    from statestore_runtime.sources.files.row_schema import RowSchema
 
 Format = Literal["jsonl", "csv", "parquet", "arrow"]
 
@@ -110,10 +114,26 @@ class FileSource(Source):
         self._paths = [named(os.fspath(each)) for each in paths]
         self._places = Places(storage_options or {})
         self._batch_size, self._nulls = checked_batch_size(batch_size), tuple(null_values)
-        self._is_followed = follow
+        self._is_followed, self._in_batches = follow, False
         self._set_options(on_error, rate_limit, discovery_interval)
         self.resumes_finished = False  # a file that was read to its end may be gone
         self.is_concurrent = follow  # the first file would keep the others waiting for ever
+
+    def record_batches(self, batch_rows: int) -> FileSource:
+        """The same source, whose batches are record batches of about so many rows; see `Job.record_batches`.
+
+        Raises
+        ------
+        UsageError
+            The type has none, or there is no type, and a file may be of JSON lines or CSV.
+        ConfigError
+            pyarrow is not installed.
+        """
+        made = copy.copy(self)
+        made._batch_size, made._in_batches = checked_batch_size(batch_rows), True
+        if self._type is not None:
+            made._row_schema  # noqa: B018 - a type that has none is an error here
+        return made
 
     @property
     def name(self) -> str:
@@ -236,15 +256,48 @@ class FileSource(Source):
             context.bad_record(file, unit, number, text, problem)
 
         if format in _COLUMNAR:
-            from statestore_runtime.sources.files.columnar import ArrowReader, ParquetReader  # few jobs need them
-
-            kind = ParquetReader if format == "parquet" else ArrowReader
-            return kind(raw, bad, self._column_converter, file)
+            return self._columnar_reader(file, format, bad, raw)
         stream = unpacked(raw, file, lambda name: _format_named(name) == format)
         can_seek, is_growing = compression_of(file) is None, self._is_followed
+        if self._in_batches:
+            return self._batch_reader(file, format, bad, stream, can_seek)
         if format == "csv":
             return CsvReader(stream, bad, self._row_converter, file, can_seek=can_seek, is_growing=is_growing)
         return JsonLinesReader(stream, bad, self._decoder, can_seek=can_seek, is_growing=is_growing)
+
+    def _columnar_reader(self, file: str, format: Format, bad: BadRecordHandler, raw: io.RawIOBase) -> RecordReader:
+        from statestore_runtime.sources.files.columnar import ArrowReader, ParquetReader  # few jobs need them
+
+        kind = ParquetReader if format == "parquet" else ArrowReader
+        if not self._in_batches:
+            return kind(raw, bad, self._column_converter, file)
+        from statestore_runtime.sources.files.batches import ColumnarBatches
+
+        schema = self._row_schema if self._type is not None else None
+        converter = self._column_converter if schema is None else schema.column_converter()
+        return ColumnarBatches(kind(raw, bad, converter, file, self._batch_size), schema)
+
+    def _batch_reader(
+        self, file: str, format: Format, bad: BadRecordHandler, stream: io.BufferedReader, can_seek: bool
+    ) -> RecordReader:
+        from statestore_runtime.sources.files.batches import CsvBatches, EventBatches, JsonLinesBatches
+
+        schema = self._row_schema
+        if self._is_followed:  # what is there at a time is little, and its last line may not be whole
+            if format == "csv":
+                converter = schema.converter(self._nulls)
+                return EventBatches(CsvReader(stream, bad, converter, file, can_seek=True, is_growing=True), schema)
+            lines = JsonLinesReader(stream, bad, schema.decoder(), can_seek=True, is_growing=True)
+            return EventBatches(lines, schema)
+        if format == "csv":
+            return CsvBatches(stream, bad, schema, self._nulls, file, can_seek=can_seek)
+        return JsonLinesBatches(stream, bad, schema, can_seek=can_seek)
+
+    @functools.cached_property
+    def _row_schema(self) -> RowSchema:
+        from statestore_runtime.sources.files.row_schema import RowSchema
+
+        return RowSchema(self._type)
 
     @functools.cached_property
     def _row_converter(self) -> RowConverter:
