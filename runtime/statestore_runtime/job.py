@@ -125,6 +125,7 @@ class Job:
         *,
         batch_rows: int | None = None,
         rate_limit: float | None = None,
+        watermarks: WatermarkStrategy | None = None,
     ) -> ColumnarStream:
         """The rows of a source's events, in Arrow record batches. Needs the extra `arrow`.
 
@@ -138,6 +139,8 @@ class Job:
             the end of a batch.
         rate_limit
             Rows per second that are read at most, over all workers; a batch has no more than that.
+        watermarks
+            Not to be had: rows have event times once they are events, by `rows().assign_timestamps(...)`.
 
         Raises
         ------
@@ -150,6 +153,8 @@ class Job:
 
         if not isinstance(source, SupportsRecordBatches):
             raise UsageError(f"record_batches() takes a source such as FileSource(...), not {kind_of(source)}")
+        if watermarks is not None:
+            raise UsageError("record batches have no event times: take .rows() of them, and .assign_timestamps(...)")
         limits = [int(limit) for limit in (source.rate_limit, rate_limit) if limit is not None]
         rows = min([DEFAULT_BATCH_ROWS if batch_rows is None else batch_rows, *limits])
         stream = self.source(source.record_batches(max(rows, 1)), uid, rate_limit=rate_limit)

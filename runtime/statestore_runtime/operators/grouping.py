@@ -13,7 +13,8 @@ from statestore_runtime.aggregations import Accumulator, Aggregation
 if TYPE_CHECKING:
     import pyarrow
 
-_HALF_BITS = 32
+HALF_BITS = 32
+"""A number is high · 2³² + low; sums of either half over fewer than 2³¹ rows have less than 64 bits."""
 
 
 class Grouping:
@@ -45,42 +46,38 @@ class Grouping:
         Raises
         ------
         UsageError
-            A column is missing, or can't be of keys or of numbers.
+            A column is missing, or can't be of keys or of numbers, or a row has no key.
         """
-        pa, columns = self._pa, {}
-        for number, (name, part) in enumerate(zip(self._columns, self._codec.parts or [self._codec], strict=True)):
-            columns[f"key-{number}"] = self._keys(self._column(rows, name), name, part.declared)
+        keys = {
+            f"key-{number}": self._keys(rows, name, part.declared)
+            for number, (name, part) in enumerate(zip(self._columns, self._codec.parts or [self._codec], strict=True))
+        }
+        columns: dict[str, pyarrow.Array] = {}
         wanted: list[Any] = []
-        halves: list[int] = []
         for number, each in enumerate(self._accumulators):
-            name = f"value-{number}"
-            if each.column is None:
+            found = self._values(rows, each)
+            if not found:
                 wanted.append(([], each.function))
-                continue
-            values = self._column(rows, each.column)
-            if each.function == "count":
-                wanted.append((name, "count"))
-            elif each.function == "sum" and self._may_overflow(values := self._numbers(values, each)):
-                halves.append(number)
-                wanted += [(name, "sum", self._sum_options), (f"{name}-high", "sum", self._sum_options)]
-                columns[f"{name}-high"], values = self._split(values)
-            else:
-                values = self._numbers(values, each)
+            for half, values in enumerate(found):
+                columns[f"{number}-{half}"] = values
                 options = (self._sum_options,) if each.function == "sum" else ()
-                wanted.append((name, each.function, *options))
-            columns[name] = values
-        keys = [name for name in columns if name.startswith("key-")]
-        made = pa.table(columns).group_by(keys, use_threads=False).aggregate(wanted)
-        lists = [column.to_pylist() for column in made.columns]
-        return self._put_together(lists[: len(keys)]), list(zip(*self._whole(lists[len(keys) :], halves), strict=True))
+                wanted.append((f"{number}-{half}", each.function, *options))
+        grouped = self._pa.table({**keys, **columns}).group_by(list(keys), use_threads=False)
+        lists = iter([column.to_pylist() for column in grouped.aggregate(wanted).columns])
+        parts = [next(lists) for _ in keys]
+        made = []
+        for number in range(len(self._accumulators)):
+            values, is_split = next(lists), f"{number}-1" in columns
+            made.append(_whole(values, next(lists)) if is_split else values)
+        return self._put_together(parts), list(zip(*made, strict=True))
 
     def _column(self, rows: pyarrow.RecordBatch, name: str) -> pyarrow.Array:
         if name not in rows.schema.names:
             raise UsageError(f"the record batches have no column '{name}': they have {', '.join(rows.schema.names)}")
         return rows.column(name)
 
-    def _keys(self, column: pyarrow.Array, name: str, declared: Any) -> pyarrow.Array:
-        tests = self._pa.types
+    def _keys(self, rows: pyarrow.RecordBatch, name: str, declared: Any) -> pyarrow.Array:
+        tests, column = self._pa.types, self._column(rows, name)
         if tests.is_dictionary(column.type):
             column = column.dictionary_decode()
         kind = column.type
@@ -93,39 +90,38 @@ class Grouping:
         if not fits:
             raise UsageError(f"column '{name}' is {kind}, its keys are declared to be {declared.__name__}")
         if column.null_count:
+            first = self._compute.index(column.is_null(), True).as_py()
             raise UsageError(
-                f"column '{name}' has {column.null_count} rows without a key: filter them out, or fill them in"
+                f"column '{name}' has no key in {column.null_count} rows, the first of them is {rows.slice(first, 1).to_pylist()[0]}: "
+                "filter them out, or fill it in"
             )
         return column
 
-    def _numbers(self, column: pyarrow.Array, accumulator: Accumulator) -> pyarrow.Array:
-        tests, kind = self._pa.types, column.type
+    def _values(self, rows: pyarrow.RecordBatch, accumulator: Accumulator) -> list[pyarrow.Array]:
+        """What is aggregated: nothing for a number of rows; low and high halves for a sum that may be too large for Arrow."""
+        if accumulator.column is None:
+            return []
+        tests, column = self._pa.types, self._column(rows, accumulator.column)
+        kind = column.type
+        if accumulator.function == "count":
+            return [column]
         if tests.is_floating(kind):
-            return column.cast(self._pa.float64())
-        if tests.is_integer(kind):
-            return column if kind == self._pa.uint64() else column.cast(self._pa.int64())
-        raise UsageError(f"column '{accumulator.column}' is {kind}, {accumulator.function} takes numbers")
+            return [column.cast(self._pa.float64())]
+        if not tests.is_integer(kind):
+            raise UsageError(f"column '{accumulator.column}' is {kind}: {accumulator.function} takes numbers")
+        if accumulator.function == "sum" and self._may_overflow(column):
+            return self._halves(column if kind == self._pa.uint64() else column.cast(self._pa.int64()))
+        return [column]
 
     def _may_overflow(self, numbers: pyarrow.Array) -> bool:
-        """Whether the sum of all may be more than Arrow has bits for, which would not say so."""
-        if not self._pa.types.is_integer(numbers.type):
-            return False
+        """Whether the sum of all may have more than 64 bits, which Arrow would not tell."""
         least, greatest = self._compute.min_max(numbers).as_py().values()
         return least is not None and max(-least, greatest) * len(numbers) >= 1 << 63
 
-    def _split(self, numbers: pyarrow.Array) -> tuple[pyarrow.Array, pyarrow.Array]:
-        """High and low half of each; numbers = high · 2³² + low."""
-        compute, half = self._compute, self._pa.scalar(_HALF_BITS, numbers.type)
+    def _halves(self, numbers: pyarrow.Array) -> list[pyarrow.Array]:
+        compute, half = self._compute, self._pa.scalar(HALF_BITS, numbers.type)
         high = compute.shift_right(numbers, half)
-        return high, compute.subtract(numbers, compute.shift_left(high, half))
-
-    @staticmethod
-    def _whole(lists: list[list[Any]], halves: list[int]) -> list[list[Any]]:
-        """The sums whose halves were summed up, as one."""
-        for number in halves:
-            low, high = lists[number], lists.pop(number + 1)
-            lists[number] = [(above << _HALF_BITS) + below for above, below in zip(high, low, strict=True)]
-        return lists
+        return [compute.subtract(numbers, compute.shift_left(high, half)), high]
 
     def _put_together(self, parts: list[list[Any]]) -> list[Any]:
         """Keys of their parts."""
@@ -133,3 +129,7 @@ class Grouping:
             return parts[0]
         keys = zip(*parts, strict=True)
         return list(keys) if self._codec.runtime_type is tuple else [self._codec.runtime_type(*key) for key in keys]
+
+
+def _whole(low: list[int], high: list[int]) -> list[int]:
+    return [(above << HALF_BITS) + below for below, above in zip(low, high, strict=True)]

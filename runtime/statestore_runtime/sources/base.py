@@ -129,6 +129,8 @@ class SplitReader(ABC):
     def next_batch(self) -> list[Any] | None:
         """The next events; empty when there is nothing just now, None at the end of the split.
 
+        Events are a list; those of a source made by `record_batches` are the rows of a pyarrow.RecordBatch.
+
         Raises
         ------
         BadRecordError

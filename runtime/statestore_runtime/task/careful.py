@@ -2,7 +2,7 @@
 failed on one and is about to come to it again.
 
 What operators keep is marked before each batch, and comes back when one of its events fails; what leaves the worker is held until the batch
-is through. Then the events of that batch are processed one by one, up to the one that fails, or around it. The timers of an operator that
+is through. Then the events of that batch are processed by halves, down to the one that fails, and around it. The timers of an operator that
 are due are a batch like that. What a function keeps elsewhere, and what a `CallableSink` has done, is beyond this. So is an event that one
 sink can't take when another has taken it already.
 """
@@ -140,14 +140,25 @@ class Careful:
             self._attempt(partial(emit, 0, count))
         except POISON:
             self._passed_over = set(self._written)
+            self._process_halves(0, count, emit, on_poison)
         else:
             self._keep()
-            return
-        for index in range(count):
+
+    def _process_halves(self, begin: int, end: int, emit: EmitPart, on_poison: OnPoison) -> None:
+        """Process events that have failed together: those on which it fails alone are found, in their order."""
+        middle = (begin + end) // 2
+        for start, stop in ((begin, middle), (middle, end)):
+            if start == stop:
+                continue
             try:
-                self._attempt(partial(emit, index, index + 1))
+                self._attempt(partial(emit, start, stop))
             except POISON as error:
-                on_poison(error, index)
+                if stop - start == 1:
+                    on_poison(error, start)
+                    continue
+                before, self._passed_over = self._passed_over, self._passed_over | self._written
+                self._process_halves(start, stop, emit, on_poison)
+                self._passed_over = before
             else:
                 self._keep()
 

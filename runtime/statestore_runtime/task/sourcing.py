@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from statestore.clock import Clock
@@ -230,7 +231,7 @@ class SourceInput:
                 self._look_whether_idle(split)
                 continue
             self._current, self._batch, self._before = split, batch, before
-            process(len(batch), self._emitter(split, batch), batch.__getitem__)
+            process(len(batch), self._emitter(split, batch), partial(_event_at, batch))
             if self._rate is not None:
                 self._rate.take(len(batch))
             split.before = None
@@ -316,6 +317,11 @@ class SourceInput:
             closing.callback(self.operator.source.close)
             for split in self._splits:
                 closing.callback(split.reader.close)
+
+
+def _event_at(batch: Any, index: int) -> Any:
+    """One event of a batch, one row of a record batch."""
+    return batch[index] if isinstance(batch, list) else batch.slice(index, 1).to_pylist()[0]
 
 
 def guarded(uid: str, function: Callable[..., Any], *arguments: Any) -> Any:

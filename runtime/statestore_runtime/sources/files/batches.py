@@ -99,7 +99,6 @@ class LineBatches(_Pieces):
         super().__init__()
         self._stream, self._schema, self._can_seek = stream, schema, can_seek
         self._blocks: Blocks[Any] = Blocks(stream, convert)
-        self._head = b""  # what was read of the stream already
         self._prefix = b""  # what a block needs in front to be read as a file
         self.offset = self.line = 0
 
@@ -113,37 +112,31 @@ class LineBatches(_Pieces):
         if offset <= self.offset:
             return
         if self._can_seek:
-            self._head = b""
+            self._blocks.begin_with(b"")
             self._stream.seek(offset)
         else:
-            left = offset - self.offset
-            head, self._head = self._head, self._head[left:]
-            left -= len(head) - len(self._head)
-            while left > 0 and (data := self._stream.read(min(left, BLOCK_BYTES))):
-                left -= len(data)
+            self._blocks.skip(offset - self.offset)
         self.offset, self.line = offset, place["line"]
 
     def _next(self, count: int) -> tuple[pyarrow.RecordBatch | None, int]:
-        head, self._head = self._head, b""
-        self._blocks.unread(head)
         block = self._blocks.take(count)
         if block is None:
             return None, 0
         before, made = self.line, block.made.result()
         if made is None:
-            made = self._read_events(block.data)
+            made = self._read_events(block.data, count)
         else:
             self.offset += len(block.data)
             self.line += made.num_rows
         return made, self.line - before
 
-    def _read_events(self, data: bytes) -> pyarrow.RecordBatch:
+    def _read_events(self, data: bytes, count: int) -> pyarrow.RecordBatch:
         """The rows of whole lines, and of those behind them that a record goes on in."""
-        source = Refilled(self._prefix + data, self._blocks)
+        source = Refilled(self._prefix + data, self._blocks, count)
         reader = self._reader_of(io.BufferedReader(source))
         reader.offset, reader.line = begin, _ = self.offset, self.line
-        events: list[Any] = []
-        while reader.offset - begin < len(data) and (read := reader.read(data.count(b"\n") + 1)) is not None:
+        lines, events = data.count(b"\n") + (not data.endswith(b"\n")), []
+        while reader.offset - begin < len(data) and (read := reader.read(lines)) is not None:
             events += read
         batch = self._schema.batch_of(events)
         self._blocks.unread(source.data[len(self._prefix) + reader.offset - begin :])
@@ -186,7 +179,8 @@ class CsvBatches(LineBatches):
         layout = CsvLayout(schema, header, null_values)
         super().__init__(stream, schema, layout.batch_of, can_seek=can_seek)
         if first is not None:
-            self._head, self.offset, self.line = data[first.offset :], first.offset, first.line
+            self._blocks.begin_with(data[first.offset :])
+            self.offset, self.line = first.offset, first.line
         self._prefix = _csv_line(header)
 
     def _find_header(self, stream: io.BufferedReader) -> tuple[list[str], bytes, LineReader | None]:

@@ -43,9 +43,20 @@ class Blocks(Generic[T]):
 
     def __init__(self, stream: io.BufferedReader, work: Callable[[bytes], T]):
         self._stream, self._work = stream, work
+        self._head = io.BytesIO()
         self._waiting: deque[Block[T]] = deque()
         self._waiting_bytes = 0
         self._has_ended = False
+
+    def begin_with(self, head: bytes) -> None:
+        """There are whole lines before those of the stream."""
+        self._head = io.BytesIO(head)
+
+    def skip(self, count: int) -> None:
+        """Pass over so many bytes, before anything is taken."""
+        for stream in (self._head, self._stream):
+            while count > 0 and (data := stream.read(min(count, BLOCK_BYTES))):
+                count -= len(data)
 
     def unread(self, data: bytes) -> None:
         """Put whole lines before those that are to come."""
@@ -68,10 +79,15 @@ class Blocks(Generic[T]):
         return block
 
     def _read(self, count: int) -> bytes:
-        if count <= LINES_COUNTED:
-            return b"".join(islice(self._stream, count))
-        data = self._stream.read(BLOCK_BYTES)
-        return data if data.endswith(b"\n") else data + self._stream.readline()
+        for stream in (self._head, self._stream):
+            if count <= LINES_COUNTED:
+                data = b"".join(islice(stream, count))
+            else:
+                data = stream.read(BLOCK_BYTES)
+                data += b"" if data.endswith(b"\n") else stream.readline()
+            if data:
+                return data
+        return b""
 
     def _begun(self, data: bytes) -> Block[T]:
         self._waiting_bytes += len(data)
@@ -81,15 +97,20 @@ class Blocks(Generic[T]):
 class Refilled(io.RawIOBase):
     """A block as a stream that goes on with the next ones when more is asked for.
 
+    Parameters
+    ----------
+    count
+        Lines of the next ones, as of `Blocks.take`.
+
     Attributes
     ----------
     data : bytes
         All that it has given.
     """
 
-    def __init__(self, data: bytes, blocks: Blocks[T]):
+    def __init__(self, data: bytes, blocks: Blocks[T], count: int):
         self.data = data
-        self._blocks, self._place = blocks, 0
+        self._blocks, self._count, self._place = blocks, count, 0
 
     def readable(self) -> bool:
         """True."""
@@ -98,7 +119,7 @@ class Refilled(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill `buffer`."""
         if self._place == len(self.data):
-            block = self._blocks.take(LINES_COUNTED + 1)
+            block = self._blocks.take(self._count)
             self.data += block.data if block is not None else b""
         piece = self.data[self._place : self._place + len(buffer)]
         buffer[: len(piece)] = piece

@@ -125,7 +125,7 @@ class FileSource(Source):
         Raises
         ------
         UsageError
-            The type has none, or there is no type, and a file may be of JSON lines or CSV.
+            The type has none.
         ConfigError
             pyarrow is not installed.
         """
@@ -148,7 +148,7 @@ class FileSource(Source):
         ConfigError
             A file is not there, no file is, or a name does not tell a format that can be read.
         UsageError
-            A file is named twice.
+            A file is named twice, or needs a type.
         """
         files = self._find()
         if not files and not known and self.discovery_interval is None:
@@ -179,6 +179,10 @@ class FileSource(Source):
         if self._is_followed and (format in _COLUMNAR or compression_of(file) or is_remote(file)):
             raise ConfigError(
                 f"{file} can't be followed", key="source", hint="plain JSON lines and CSV of the local disk can"
+            )
+        if self._in_batches and self._type is None and format not in _COLUMNAR:
+            raise UsageError(
+                f"{file} is read as record batches: give FileSource type=, which says what columns these have"
             )
         if format in _COLUMNAR and compression_of(file):
             hint = "unpack it: these formats compress their data themselves"
