@@ -14,7 +14,9 @@ from statestore.lazy import names_of
 
 if TYPE_CHECKING:
     from statestore.state import AggregateFunction
+    from statestore_runtime.aggregations import Aggregation, Count, Max, Mean, Min, Sum
     from statestore_runtime.checking import check_job
+    from statestore_runtime.columnar import ColumnarStream, KeyedColumnarStream
     from statestore_runtime.deployment.inprocess import run_job
     from statestore_runtime.functions import (
         BroadcastContext,
@@ -75,6 +77,14 @@ else:
         __name__,
         {
             "AggregateFunction": "statestore.state",
+            "Aggregation": "statestore_runtime.aggregations",
+            "Count": "statestore_runtime.aggregations",
+            "Max": "statestore_runtime.aggregations",
+            "Mean": "statestore_runtime.aggregations",
+            "Min": "statestore_runtime.aggregations",
+            "Sum": "statestore_runtime.aggregations",
+            "ColumnarStream": "statestore_runtime.columnar",
+            "KeyedColumnarStream": "statestore_runtime.columnar",
             "check_job": "statestore_runtime.checking",
             "run_job": "statestore_runtime.deployment.inprocess",
             "BroadcastContext": "statestore_runtime.functions",
@@ -131,6 +141,7 @@ else:
 
 __all__ = [
     "AggregateFunction",
+    "Aggregation",
     "BadRecordError",
     "BroadcastContext",
     "BroadcastKeyContext",
@@ -139,6 +150,8 @@ __all__ = [
     "CheckpointListener",
     "CollectSink",
     "CollectionSource",
+    "ColumnarStream",
+    "Count",
     "DeadLetter",
     "FileSink",
     "FileSource",
@@ -153,8 +166,12 @@ __all__ = [
     "KeyContext",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
+    "KeyedColumnarStream",
     "KeyedProcessFunction",
     "KeyedStream",
+    "Max",
+    "Mean",
+    "Min",
     "PrintSink",
     "ProcessJoinFunction",
     "ProcessWindowFunction",
@@ -171,6 +188,7 @@ __all__ = [
     "SourceContext",
     "SplitReader",
     "Stream",
+    "Sum",
     "TimerContext",
     "TimerService",
     "Tumbling",

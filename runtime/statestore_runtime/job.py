@@ -155,9 +155,9 @@ class Job:
             raise UsageError(f"record_batches() takes a source such as FileSource(...), not {kind_of(source)}")
         if watermarks is not None:
             raise UsageError("record batches have no event times: take .rows() of them, and .assign_timestamps(...)")
-        limits = [int(limit) for limit in (source.rate_limit, rate_limit) if limit is not None]
+        limits = [max(1, int(limit)) for limit in (source.rate_limit, rate_limit) if limit is not None]
         rows = min([DEFAULT_BATCH_ROWS if batch_rows is None else batch_rows, *limits])
-        stream = self.source(source.record_batches(max(rows, 1)), uid, rate_limit=rate_limit)
+        stream = self.source(source.record_batches(rows), uid, rate_limit=rate_limit)
         return ColumnarStream(self, stream._output)
 
     def add(
