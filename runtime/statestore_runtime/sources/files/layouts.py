@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from statestore.reading.arrow import import_pyarrow
@@ -45,11 +45,16 @@ class SplitLines:
 
         self._csv: Any = csv
 
-    def columns(self, data: bytes, count: int) -> list[pyarrow.Array] | None:
-        """So many columns of text; None when a line has more or fewer, or is not UTF-8."""
+    def columns(self, data: bytes, count: int, wanted: Sequence[int]) -> list[pyarrow.Array] | None:
+        """The wanted ones of so many columns of text; None when a line has more or fewer, or is not UTF-8."""
         csv, names = self._csv, [str(number) for number in range(count)]
         if b"\r" in data:  # which would end a line
             return None
+        if not data.isascii():  # of what is not wanted Arrow does not look at it
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                return None
         try:
             table = csv.read_csv(
                 self._pa.BufferReader(data),
@@ -58,7 +63,10 @@ class SplitLines:
                     quote_char=False, double_quote=False, escape_char=False, ignore_empty_lines=False
                 ),
                 convert_options=csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, self._pa.string()), strings_can_be_null=False
+                    column_types=dict.fromkeys(names, self._pa.string()),
+                    include_columns=[names[number] for number in wanted],
+                    strings_can_be_null=False,
+                    check_utf8=False,
                 ),
             )
         except self._pa.ArrowInvalid:
@@ -81,7 +89,7 @@ class JsonLayout:
         fields = _fields_of(data[: data.find(b"\n") + 1 or None])
         if fields is None or not self._are_expected(fields, types):
             return None
-        columns = self._lines.columns(data, len(fields))
+        columns = self._lines.columns(data, len(fields), range(len(fields)))
         if columns is None:
             return None
         made = {}
@@ -137,12 +145,11 @@ class CsvLayout:
         types = self._schema.plain_types
         if types is None or not self._is_certain or b'"' in data or data.startswith(codecs.BOM_UTF8):
             return None
-        columns = self._lines.columns(data, len(self._header))
+        columns = self._lines.columns(data, len(self._header), [self._header.index(name) for name in types])
         if columns is None:
             return None
         made = []
-        for field in self._schema.schema:
-            texts = columns[self._header.index(field.name)]
+        for field, texts in zip(self._schema.schema, columns, strict=True):
             if field.nullable:
                 texts = self._compute.if_else(self._compute.is_in(texts, self._nulls), None, texts)
             values = self._texts.converters[types[field.name]](texts)
