@@ -9,6 +9,7 @@ import fakeredis
 import pytest
 import redis
 
+from statestore.config import load_config
 from statestore_runtime.sources import KafkaSource, RedisStreamSource
 from tests.conftest import BACKENDS
 from tests.runtime.kafka_reading import Cluster
@@ -64,3 +65,14 @@ def memory_stage(places):
         return Stage(places, "memory", *settings)
 
     return make
+
+
+@pytest.fixture
+def run(places):
+    """Runs a job; returns its report."""
+
+    def run(job, *settings, backend="memory", restore="none"):
+        config = load_config(overrides=[*places.overrides(backend), "restart.type=none", *settings])
+        return job.run(config, restore=restore)
+
+    return run

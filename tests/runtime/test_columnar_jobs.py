@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyarrow import parquet
 
-from statestore.config import load_config
 from statestore.errors import StateStoreError, UsageError
-from statestore.keys import KeyCodec
 from statestore_runtime import (
     AggregateFunction,
     CollectionSource,
@@ -25,21 +19,13 @@ from statestore_runtime import (
     FileSink,
     FileSource,
     Job,
-    Max,
     Mean,
-    Min,
     Sum,
     UserCodeError,
     WatermarkStrategy,
 )
-from statestore_runtime.operators.grouping import Grouping
 from tests.conftest import BACKENDS
-
-
-class Event(msgspec.Struct):
-    key: str
-    value: int
-    price: float | None = None
+from tests.runtime.columnar_jobs import Event, in_batches, last, write
 
 
 class Totals(AggregateFunction):
@@ -61,46 +47,16 @@ class Totals(AggregateFunction):
         raise NotImplementedError
 
 
-TOTALS = (Count(), Sum("value"), Min("value"), Max("value"))
-
-
-def write(path, events):
-    path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
-    return path
-
-
 @pytest.fixture
 def events():
     rng = random.Random(7)
     return [Event(f"user-{rng.randrange(40)}", rng.randrange(-500, 500)) for _ in range(3000)]
 
 
-@pytest.fixture
-def run(places):
-    """Runs a job; returns its report."""
-
-    def run(job, *settings, backend="memory", restore="none"):
-        config = load_config(overrides=[*places.overrides(backend), "restart.type=none", *settings])
-        return job.run(config, restore=restore)
-
-    return run
-
-
-def last(results):
-    return dict(results)
-
-
 def in_events(path):
     job, sink = Job("events"), CollectSink()
     keyed = job.source(FileSource(path, type=Event)).key_by(lambda event: event.key, str)
     keyed.aggregate(Totals(), tuple[int, int, int | None, int | None]).sink(sink)
-    return job, sink
-
-
-def in_batches(path, batch_rows=None, aggregations=TOTALS, key="key", key_type=str, **options):
-    job, sink = Job("batches"), CollectSink()
-    rows = job.record_batches(FileSource(path, type=Event, **options), batch_rows=batch_rows)
-    rows.key_by(key, key_type).aggregate(*aggregations).sink(sink)
     return job, sink
 
 
@@ -182,141 +138,6 @@ def test_output_goes_to_any_sink(tmp_path, run):
     run(job)
     (part,) = (tmp_path / "out").glob("part-*")
     assert sorted(json.loads(line) for line in part.read_text().splitlines()) == [["a", [2, 2.0]], ["b", [1, 2.0]]]
-
-
-# Keys
-
-
-class Place(msgspec.Struct, frozen=True):
-    city: str
-    number: int
-
-
-@pytest.mark.parametrize(
-    ("columns", "key_type", "expected"),
-    [
-        ("a", str, {"x": 2, "y": 1}),
-        ("b", int, {1: 1, 2: 2}),
-        ("c", bool, {True: 2, False: 1}),
-        ("d", bytes, {b"1": 3}),
-        (["a", "b"], tuple[str, int], {("x", 1): 1, ("x", 2): 1, ("y", 2): 1}),
-        (("a", "b"), Place, {Place("x", 1): 1, Place("x", 2): 1, Place("y", 2): 1}),
-        (["e"], str, {"p": 2, "q": 1}),
-    ],
-)
-@pytest.mark.parametrize("parallelism", [1, 2])
-def test_keys(tmp_path, run, columns, key_type, expected, parallelism):
-    table = pa.table(
-        {
-            "a": ["x", "x", "y"],
-            "b": pa.array([1, 2, 2], pa.int8()),
-            "c": [True, False, True],
-            "d": [b"1"] * 3,
-            "e": pa.array(["p", "q", "p"]).dictionary_encode(),
-        }
-    )
-    parquet.write_table(table, tmp_path / "a.parquet")
-    job, sink = Job("keys"), CollectSink()
-    rows = job.record_batches(FileSource(tmp_path / "a.parquet"))
-    rows.key_by(columns, key_type).aggregate(Count()).sink(sink)
-    run(job, f"parallelism.default={parallelism}")
-    assert {key: count for key, (count,) in sink.results} == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "key_type", "values", "problem"),
-    [
-        ("key", int, ["a"], "column 'key' is string, its keys are declared to be int"),
-        ("key", str, [1.5], "column 'key' is double, its keys are declared to be str"),
-        (
-            "key",
-            str,
-            ["a", None, "b"],
-            "column 'key' has no key in 1 rows, the first of them is {'key': None, 'value': 1}",
-        ),
-        ("keys", str, ["a"], "the record batches have no column 'keys': they have key, value"),
-    ],
-)
-def test_keys_of_the_wrong_kind(tmp_path, run, key, key_type, values, problem):
-    table = pa.table({"key": values, "value": list(range(len(values)))})
-    parquet.write_table(table, tmp_path / "a.parquet")
-    job = Job("keys")
-    job.record_batches(FileSource(tmp_path / "a.parquet")).key_by(key, key_type).aggregate(Count()).sink(CollectSink())
-    with pytest.raises(UsageError, match="^" + problem.replace("{", r"\{")) as caught:
-        run(job)
-    assert "in operator 'key-by-1'" in caught.value.__notes__
-
-
-# Aggregations, against Python
-
-_VALUES = {
-    pa.int64(): st.integers(-(2**63), 2**63 - 1),
-    pa.uint64(): st.integers(0, 2**64 - 1),
-    pa.int8(): st.integers(-128, 127),
-    pa.float32(): st.floats(width=32, allow_nan=False, allow_infinity=False),
-    pa.float64(): st.floats(-1e6, 1e6),
-}
-
-
-@st.composite
-def _tables(draw):
-    kind = draw(st.sampled_from(list(_VALUES)))
-    rows = draw(st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), _VALUES[kind])), max_size=12))
-    return pa.record_batch(
-        {"key": pa.array([k for k, _ in rows], pa.string()), "value": pa.array([v for _, v in rows], kind)}
-    )
-
-
-@given(st.lists(_tables(), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=200)
-def test_partial_accumulators(batches):
-    """Sums are exact however large they are; nulls are passed over."""
-    aggregations = [Count(), Count("value"), Sum("value"), Min("value"), Max("value"), Mean("value")]
-    grouping = Grouping(["key"], KeyCodec(str), aggregations)
-    for batch in batches:
-        by_key = defaultdict(list)
-        for row in batch.to_pylist():
-            by_key[row["key"]].append(row["value"])
-        found = dict(zip(*grouping.aggregate(batch), strict=True))
-        assert found.keys() == by_key.keys()
-        for key, values in by_key.items():
-            known = [value for value in values if value is not None]
-            count, counted, total, least, greatest, mean_total, mean_count = found[key]
-            assert (count, counted, mean_count) == (len(values), len(known), len(known))
-            assert (least, greatest) == ((min(known), max(known)) if known else (None, None))
-            if pa.types.is_integer(batch["value"].type):
-                assert total == mean_total == sum(known)
-                assert all(type(number) is int for number in (total, *filter(None, (least, greatest))))
-            else:
-                assert total == mean_total == pytest.approx(sum(known))
-
-
-def test_results_of_nothing_but_nulls(tmp_path, run):
-    table = pa.table({"key": ["a", "b", "a"], "value": pa.array([None, 4, None], pa.int64())})
-    parquet.write_table(table, tmp_path / "a.parquet")
-    job, sink = Job("nulls"), CollectSink()
-    rows = job.record_batches(FileSource(tmp_path / "a.parquet"), batch_rows=2)
-    rows.key_by("key", str).aggregate(Count(), Count("value"), *(kind("value") for kind in (Sum, Min, Max, Mean))).sink(
-        sink
-    )
-    run(job)
-    assert last(sink.results) == {"a": (2, 0, 0, None, None, None), "b": (1, 1, 4, 4, 4, 4.0)}
-
-
-def test_sums_beyond_what_arrow_holds(tmp_path, run):
-    """Of one batch, and of several."""
-    path = write(tmp_path / "a.jsonl", [Event("a", 2**62), Event("a", 2**62), Event("b", -(2**63))])
-    for batch_rows in (1, 10):
-        job, sink = in_batches(path, batch_rows, [Sum("value")])
-        run(job)
-        assert last(sink.results) == {"a": (2**63,), "b": (-(2**63),)}
-
-
-@pytest.mark.parametrize("aggregation", [Sum("key"), Min("key"), Max("key"), Mean("key")])
-def test_numbers_are_needed(tmp_path, run, aggregation):
-    job, _ = in_batches(write(tmp_path / "a.jsonl", [Event("a", 1)]), None, [aggregation])
-    with pytest.raises(UsageError, match=r"column 'key' is string: (sum|min|max) takes numbers"):
-        run(job)
 
 
 # What fails

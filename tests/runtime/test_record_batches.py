@@ -15,22 +15,15 @@ import msgspec
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from pyarrow import parquet
 
-from statestore.errors import ConfigError, StateStoreError, UsageError
+from statestore.errors import ConfigError, UsageError
+from statestore_runtime import Job
 from statestore_runtime.sources import BadRecordError, FileSource, SourceContext
 from statestore_runtime.sources.files import blocks
+from tests.runtime.batch_reading import GOOD, HEADER, Event, check_same, in_batches, rows, rows_of, told
 from tests.runtime.source_files import zipped
 from tests.runtime.source_reading import Reading
-
-
-class Event(msgspec.Struct):
-    key: str
-    value: int
-    price: float | None = None
-    is_new: bool = False
 
 
 @dataclasses.dataclass
@@ -39,72 +32,7 @@ class Pair:
     value: int | None
 
 
-def rows_of(events):
-    return [msgspec.to_builtins(event, builtin_types=(bytes,)) for event in events]
-
-
 EVENTS = [Event(f"user-{n % 7}", n * n - 20, n / 4, n % 3 == 0) for n in range(60)]
-
-
-def in_batches(path, batch_rows=1 << 20, **options):
-    return FileSource(path, type=options.pop("type", Event), **options).record_batches(batch_rows)
-
-
-def drained(reading):
-    rows = []
-    while (batch := reading.next_batch()) is not None:
-        assert isinstance(batch, pa.RecordBatch) or batch == []
-        rows += batch.to_pylist() if len(batch) else []
-    return rows
-
-
-def rows(source, position=None, context=None):
-    with contextlib.closing(Reading(source, position, context)) as reading:
-        return drained(reading)
-
-
-def comparable(row):
-    return {name: "nan" if value != value else value for name, value in row.items()}
-
-
-def outcome(source, context):
-    """All rows, or events as rows, and the error that ended it; as a job would see them."""
-    found = []
-    with contextlib.closing(Reading(source, None, context)) as reading:
-        try:
-            while (batch := reading.next_batch()) is not None:
-                read = batch.to_pylist() if isinstance(batch, pa.RecordBatch) else rows_of(batch)
-                found += map(comparable, read)
-        except StateStoreError as error:
-            return found, str(error), reading.position()
-        return found, None, reading.position()
-
-
-def told(source, on_error):
-    """Rows, dead letters, error and position."""
-    letters = []
-    context = SourceContext(on_error, letters.extend)
-    found, error, position = outcome(source, context)
-    return found, error, rows_of(letters), position if error is None else None
-
-
-def check_same(path, declared=Event, **options):
-    """Under each policy both ways of reading give the same; where it ends at a bad record, batches may have come less far."""
-    for on_error in ("skip", "dead-letter"):
-        expected = told(FileSource(path, type=declared, batch_size=3, **options), on_error)
-        for batch_rows in (2, 1 << 20):
-            assert told(in_batches(path, batch_rows, type=declared, **options), on_error) == expected
-    expected, error, _ = outcome(FileSource(path, type=declared, batch_size=1, **options), SourceContext("fail"))
-    for batch_rows in (1, 1 << 20):
-        found, problem, position = outcome(
-            in_batches(path, batch_rows, type=declared, **options), SourceContext("fail")
-        )
-        assert problem == error
-        assert found == expected[: len(found)]
-        if batch_rows == 1 or error is None:
-            assert found == expected
-        rest = rows(in_batches(path, type=declared, **options), position, SourceContext("skip"))
-        assert found + list(map(comparable, rest)) == told(FileSource(path, type=declared, **options), "skip")[0]
 
 
 @pytest.fixture(params=["lines", "blocks"])
@@ -194,60 +122,7 @@ def test_columns_have_the_types_of_the_fields(tmp_path):
     )
 
 
-# Good and bad lines. The first line is the one that others are compared with.
-
-GOOD = '{"key":"a","value":1,"price":1.5,"is_new":true}'
-LINES = [
-    GOOD,
-    GOOD.replace("1.5", "null"),
-    '{"key":"b","value":-2,"price":-0.25e-3,"is_new":false}',
-    '{"key":"b","value":-2}',
-    '{"key":"ü, ö","value":-0,"price":2,"is_new":false}',
-    '{"key":"q\\"uote","value":7,"price":1e2,"is_new":true}',
-    '{"value":9223372036854775807,"key":"order","price":1E+2,"is_new":true}',
-    '{"key":"n","value":007,"price":1.5,"is_new":true}',
-    '{"key":"n","value":0x7,"price":1.5,"is_new":true}',
-    '{"key":"n","value":-01,"price":1.5,"is_new":true}',
-    '{"key":"n","value":1.0,"price":1.5,"is_new":true}',
-    '{"key":"n","value":1,"price":1.,"is_new":true}',
-    '{"key":"n","value":1,"price":.5,"is_new":true}',
-    '{"key":"n","value":1,"price":NaN,"is_new":true}',
-    '{"key":"n","value":1,"price":1e999,"is_new":true}',
-    '{"key":"n","value":1,"price":1.5,"is_new":1}',
-    '{"key":"n","value":1,"price":1.5,"is_new":True}',
-    '{"key":"n","value":"1","price":1.5,"is_new":true}',
-    '{"key":1,"value":1,"price":1.5,"is_new":true}',
-    '{"key":null,"value":1,"price":1.5,"is_new":true}',
-    '{"key":"a","value":null,"price":1.5,"is_new":true}',
-    '{"key":"a","value":1,"price":1.5,"is_new":true,"more":{"x":[1]}}',
-    '{"key":"a","value":1,"price":1.5,"is_new":true}' * 2,
-    '{"key":"a","value":1,"price":1.5,"is_new":true',
-    '{"key":"a","value":1,"price":1.5,"is_new":true}}',
-    '{"key":"a,"value":1,"price":1.5,"is_new":true}',
-    '{"key":"a"","value":1,"price":1.5,"is_new":true}',
-    '{"key":"","value":1,"price":1.5,"is_new":true}',
-    '{"key":"a\tb","value":1,"price":1.5,"is_new":true}',
-    '{"key":"a\x7fb","value":1,"price":1.5,"is_new":true}',
-    '{"key":"a","key":"b","value":1,"price":1.5,"is_new":true}',
-    '{"key":"',
-    GOOD + "\r",
-    GOOD + " ",
-    " " + GOOD,
-    "",
-    " ",
-    "[]",
-    '"text"',
-    "{}",
-]
-
-
-@pytest.mark.parametrize("number", range(len(LINES)))
-def test_one_odd_line(tmp_path, number):
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join([GOOD, LINES[number], GOOD]) + "\n", newline="")
-    check_same(path)
-    path.write_text("\n".join([LINES[number], LINES[number], GOOD, GOOD]), newline="")
-    check_same(path)
+# Types
 
 
 class Open(msgspec.Struct):
@@ -295,99 +170,11 @@ def test_types_with_rules_of_their_own(tmp_path, declared):
         check_same(path, declared)
 
 
-_WORDS = st.sampled_from(["a", "b", "", "x,y", 'q"', "\\", "ü", "\t", "}", "{"])
-_NUMBERS = st.one_of(
-    st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1), st.floats(), st.none(), st.just("1"), st.just(True)
-)
-
-
-@st.composite
-def records(draw):
-    record = {"key": draw(st.one_of(_WORDS, _NUMBERS)), "value": draw(_NUMBERS)}
-    if draw(st.booleans()):
-        record["price"] = draw(_NUMBERS)
-    if draw(st.integers(0, 5)) == 0:
-        record = dict(reversed(record.items()))
-    if draw(st.integers(0, 5)) == 0:
-        record["more"] = draw(_NUMBERS)
-    return json.dumps(
-        record, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (", ", ": ")]))
-    )
-
-
-@st.composite
-def damaged(draw, texts):
-    """Lines of which some have a character changed, taken out or put in."""
-    lines = []
-    for text in draw(st.lists(texts, min_size=1, max_size=8)):
-        if draw(st.integers(0, 3)) == 0 and text:
-            place = draw(st.integers(0, len(text) - 1))
-            rest = text[place + draw(st.integers(0, 1)) :]
-            text = text[:place] + draw(st.sampled_from(['"', ",", "}", "{", "0", "-", " ", "\r", "", "e"])) + rest
-        lines.append(text)
-    return lines
-
-
-@given(damaged(st.one_of(st.just(GOOD), records())))
-@settings(deadline=None, max_examples=150)
-def test_lines_at_random(tmp_path_factory, lines):
-    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
-    path.write_text("\n".join(lines) + "\n", newline="")
-    check_same(path)
-
-
-# CSV
-
-HEADER = "key,value,price,is_new"
-CSV_ROWS = [
-    "a,1,1.5,true",
-    "b,-2,,false",
-    ",3,2,false",
-    '"x,y",4,1,true',
-    '"two\nlines",5,1,true',
-    'a"b,6,1,true',
-    "a,007,1,true",
-    "a, 8,1,true",
-    "a,9,nan,true",
-    "a,1e1,1,true",
-    "a,10,1e999,true",
-    "a,11,1,TRUE",
-    "a,12,1,1",
-    "a,13,1,",
-    "a,,1,true",
-    "a,14,1",
-    "a,15,1,true,5",
-    "",
-    "a\tb,16,1,true",
-    "ü,17,1,true\r",
-    '"open',
-]
-
-
-@pytest.mark.parametrize("number", range(len(CSV_ROWS)))
-def test_one_odd_row(tmp_path, number):
-    path = tmp_path / "a.csv"
-    path.write_text("\n".join([HEADER, CSV_ROWS[0], CSV_ROWS[number], CSV_ROWS[0]]) + "\n", newline="")
-    check_same(path)
-    path.write_text("\n".join(["\ufeff" + HEADER, CSV_ROWS[number], CSV_ROWS[0], CSV_ROWS[0]]), newline="")
-    check_same(path)
-
-
-@given(damaged(st.sampled_from(CSV_ROWS)), st.booleans())
-@settings(deadline=None, max_examples=150)
-@example(["a,1,1.5,true", '"two', 'lines",5,1,true', "a,2,1,true", "a,3,x,true"], True)
-def test_rows_at_random(tmp_path_factory, lines, is_wide):
-    path = tmp_path_factory.mktemp("rows") / "a.csv"
-    header = HEADER if is_wide else "value,more,key,price"
-    path.write_text("\n".join([header, *lines]) + "\n", newline="")
-    check_same(path)
-
-
 def test_quoted_fields_across_blocks(tmp_path, cuts):
     """A block may end within a field."""
     path = tmp_path / "a.csv"
     lines = [f'"{"x" * (n % 30)}\n{n}\n,""",{n},1,true' for n in range(60)]
-    path.write_text("\n".join([HEADER, *lines, *CSV_ROWS[:2], *lines]) + "\n")
+    path.write_text("\n".join([HEADER, *lines, "a,1,1.5,true", *lines]) + "\n")
     expected = told(FileSource(path, type=Event), "fail")
     for batch_rows in (1, 5, 1000):
         assert told(in_batches(path, batch_rows), "fail") == expected
@@ -513,6 +300,8 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pyarrow is not installed.*statestore\[arrow\]"):
         in_batches(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"pyarrow is not installed.*statestore\[arrow\]"):
+        Job("job").record_batches(FileSource(tmp_path / "a.parquet"))
 
 
 def test_a_bad_record_waits_for_what_is_before_it(tmp_path, monkeypatch):

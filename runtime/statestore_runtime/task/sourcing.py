@@ -321,7 +321,7 @@ class SourceInput:
 
 def _event_at(batch: Any, index: int) -> Any:
     """One event of a batch, one row of a record batch."""
-    return batch[index] if isinstance(batch, list) else batch.slice(index, 1).to_pylist()[0]
+    return batch.slice(index, 1).to_pylist()[0] if hasattr(batch, "to_pylist") else batch[index]
 
 
 def guarded(uid: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 
 from statestore.errors import ConfigError, UnavailableError, UsageError
+from statestore.reading.arrow import import_pyarrow
 from statestore_runtime.sources.base import (
     DEFAULT_BATCH_SIZE,
     OnError,
@@ -129,6 +130,7 @@ class FileSource(Source):
         ConfigError
             pyarrow is not installed.
         """
+        import_pyarrow()
         made = copy.copy(self)
         made._batch_size, made._in_batches = checked_batch_size(batch_rows), True
         if self._type is not None:
