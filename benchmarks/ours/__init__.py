@@ -1,0 +1,1 @@
+"""The same work with statestore, everything durable: the log synced at each commit, exactly-once checkpoints every second."""

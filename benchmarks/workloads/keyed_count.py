@@ -1,0 +1,33 @@
+"""Running count and sum per key of JSON lines, every update to a counting sink, a checkpoint each second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks import events
+from benchmarks.bench import Bench
+from benchmarks.results import Row
+from benchmarks.workloads import jobs
+
+NAME = "keyed-count"
+DISTRIBUTIONS = ("uniform", "zipf")
+RECORD_BATCHES = "record batches"
+
+
+def systems(bench: Bench, distribution: str) -> list[jobs.System]:
+    """Our general way to do it, the process function; record batches, the aggregate function, and the peers."""
+    found = jobs.statestore("keyed_count", bench.backends)
+    found += jobs.statestore("keyed_count_record_batches", bench.backends, RECORD_BATCHES)
+    if bench.sizes.thorough and distribution == "uniform":
+        found += jobs.statestore("keyed_count_aggregate", bench.backends, "aggregate", once=True)
+    if bench.sizes.thorough or distribution == "uniform":
+        found += jobs.peers(bench.peers)
+    return found
+
+
+def run(bench: Bench) -> Iterator[Row]:
+    for distribution in DISTRIBUTIONS:
+        with bench.place() as place:
+            bench.tell(f"{NAME}: writing events")
+            file = events.keyed(place / "events.jsonl", bench.sizes.events, bench.sizes.event_keys, distribution)
+            yield from jobs.run(bench, NAME, distribution, "keyed_count", systems(bench, distribution), str(file))
