@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,8 +69,7 @@ def measure(
             try:
                 seen_mib = _watch(child, beside, begun + TIMEOUT_SECONDS)
             finally:
-                child.kill()
-                child.wait()
+                _end(child)
         if child.returncode or not out.exists():
             raise MeasurementError(f"{function}: {_last_line(errors, child.returncode)}")
         document = json.loads(out.read_text())
@@ -92,6 +93,15 @@ def _watch(child: subprocess.Popen[bytes], beside: Sequence[int], deadline: floa
         peak = max(peak, sum(resident_mib(pid) for pid in [child.pid, *below(child.pid), *beside]))
         if time.monotonic() > deadline:
             raise MeasurementError(f"{child.args!r}: no end after {TIMEOUT_SECONDS} s")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a process that is to be given up, and all below it."""
+    if child.poll() is None:
+        for pid in [child.pid, *below(child.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        child.wait()
 
 
 def below(pid: int) -> list[int]:

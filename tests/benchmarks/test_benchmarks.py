@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +19,7 @@ from benchmarks import bench, results
 from benchmarks.__main__ import main
 from benchmarks.job_run import JobRun
 from benchmarks.peers import PEERS, Peer
-from benchmarks.process import Measured, MeasurementError, measure
+from benchmarks.process import ROOT, Measured, MeasurementError, below, measure
 from benchmarks.results import Row
 from benchmarks.targets import TARGETS, Target, judge
 from benchmarks.workloads import WORKLOADS, jobs, start_up
@@ -173,6 +177,33 @@ def test_results_are_shown_again_as_they_were(run, tmp_path, capsys):
     assert main([*again, "--markdown"]) == 0
     assert capsys.readouterr().out == before
     assert "| random bytes | statestore log |" in before
+
+
+def test_a_run_that_is_terminated_leaves_nothing_behind(tmp_path):
+    outputs = ["--json", str(tmp_path / "results.json"), "--report", ""]
+    command = [sys.executable, "-m", "benchmarks", "--workload", "parallelism", "--backend", "memory", *outputs]
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not (begun := below(run.pid)):
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.terminate()
+        assert run.wait(60) == 128 + signal.SIGTERM
+    finally:
+        run.kill()
+        run.wait()
+    while any(is_alive(pid) for pid in begun):
+        time.sleep(0.02)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def is_alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_a_target_is_judged_by_its_worst_figure():
