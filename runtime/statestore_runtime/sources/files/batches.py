@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from statestore.reading.arrow import import_pyarrow
-from statestore_runtime.sources.files.blocks import BLOCK_BYTES, Blocks, Refilled
+from statestore_runtime.sources.files.blocks import Blocks, Refilled, read_lines
 from statestore_runtime.sources.files.columnar import ColumnarReader
 from statestore_runtime.sources.files.csv_lines import CsvReader
 from statestore_runtime.sources.files.layouts import CsvLayout, JsonLayout
@@ -60,7 +60,7 @@ class _Pieces(RecordReader):
         left = count
         while left > 0:
             try:
-                piece, records = self._next(count)
+                piece, records = self._next(left)
             except Exception as error:
                 if not pieces:
                     raise
@@ -187,7 +187,7 @@ class CsvBatches(LineBatches):
         """Names of the columns, what was read for them, and a reader that has come behind them; none of an empty file."""
         data = b""
         while self._converter.header is None:
-            more = stream.read(BLOCK_BYTES) + stream.readline()
+            more = read_lines(stream)
             if not more:
                 return [], data, None
             data += more

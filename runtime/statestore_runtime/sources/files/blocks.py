@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import IO, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -80,11 +80,7 @@ class Blocks(Generic[T]):
 
     def _read(self, count: int) -> bytes:
         for stream in (self._head, self._stream):
-            if count <= LINES_COUNTED:
-                data = b"".join(islice(stream, count))
-            else:
-                data = stream.read(BLOCK_BYTES)
-                data += b"" if data.endswith(b"\n") else stream.readline()
+            data = b"".join(islice(stream, count)) if count <= LINES_COUNTED else read_lines(stream)
             if data:
                 return data
         return b""
@@ -125,6 +121,12 @@ class Refilled(io.RawIOBase):
         buffer[: len(piece)] = piece
         self._place += len(piece)
         return len(piece)
+
+
+def read_lines(stream: IO[bytes]) -> bytes:
+    """About 1 MiB of whole lines."""
+    data = stream.read(BLOCK_BYTES)
+    return data if data.endswith(b"\n") else data + stream.readline()
 
 
 @functools.cache
