@@ -11,6 +11,7 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import statestore
 import statestore_runtime
@@ -134,8 +135,8 @@ def windows(backend: str, file: str, folder: str, redis_url: str, size_ms: int, 
 def flights(backend: str, file: str, folder: str, redis_url: str) -> JobRun:
     """The example, as it is."""
     out = Path(folder) / "flights"
-    os.environ |= {"FLIGHTS_CSV": file, "FLIGHTS_OUT": str(out)}
-    job = runpy.run_path(str(ROOT / "examples" / "flights.py"))["job"]
+    with patch.dict(os.environ, {"FLIGHTS_CSV": file, "FLIGHTS_OUT": str(out)}):
+        job = runpy.run_path(str(ROOT / "examples" / "flights.py"))["job"]
     report = job.run(config_for(backend, folder, redis_url), restore="none")
     details = {"updates": report.events, "checkpoints": report.checkpoints, "shares": report.shares}
     return JobRun(report.events, report.seconds, lambda: digest_of_lines(sorted(out.glob("part-*"))), details)
