@@ -327,7 +327,7 @@ class Candidate:
 
 
 class _Clerk:
-    """Writes down what a leader's run comes to, beside the lease, in a thread: the run does not wait for it."""
+    """Writes down what a leader's run comes to, beside the lease, in a thread: the run waits for nothing but its parallelism."""
 
     def __init__(self, ha: HighAvailability, record: RunRecord):
         self._ha, self._record = ha, record
@@ -347,10 +347,23 @@ class _Clerk:
         """Take a message of the run."""
         if isinstance(message, Started):
             self._checkpoints = message.checkpoints
-            self._notes.put(lambda: self._write(replace(self._record, parallelism=message.parallelism)))
+            self._note_parallelism(message.parallelism)
         elif isinstance(message, CheckpointCompleted):
             path = f"{self._checkpoints}/chk-{message.checkpoint}"
             self._notes.put(lambda: self._ha.latest.write(self._record.token, message.checkpoint, path))
+
+    def _note_parallelism(self, parallelism: int) -> None:
+        """Wait until it is written, or for as long as a storage may take: who rescales is told next, and then the next leader must know."""
+        written = threading.Event()
+
+        def write() -> None:
+            try:
+                self._write(replace(self._record, parallelism=parallelism))
+            finally:
+                written.set()
+
+        self._notes.put(write)
+        written.wait(CLOSING_SECONDS)
 
     def end(self, end: RunEnd) -> None:
         """Tell the others that the run has ended; if that fails, the next leader finds out from the last checkpoint."""
