@@ -206,8 +206,13 @@ class Timers:
 
     def next_time(self) -> float | None:
         """Time of the earliest timer, None when none is set."""
+        time_ms = self.next_time_ms()
+        return None if time_ms is None else time_ms / 1000
+
+    def next_time_ms(self) -> int | None:
+        """The same in milliseconds."""
         first = self._first()
-        return None if first is None else split_timer(first[0])[0] / 1000
+        return None if first is None else split_timer(first[0])[0]
 
     def _first(self) -> tuple[bytes, int] | None:
         if not self._is_loaded:

@@ -90,8 +90,8 @@ class TimerService:
     def has_due(self, domain: TimeDomain, until: int) -> bool:
         """Whether there is a timer up to a time."""
         timers = self._of(domain)
-        first = None if timers is None else timers.next_time()
-        return first is not None and round(first * 1000) <= until
+        first = None if timers is None else timers.next_time_ms()
+        return first is not None and first <= until
 
     def due(self, domain: TimeDomain, until: int) -> Iterator[tuple[int, Any]]:
         """Take out the timers up to a time, earliest first, each with its key, which becomes the current one.

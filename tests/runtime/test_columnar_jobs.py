@@ -44,7 +44,7 @@ class Totals(AggregateFunction):
         return accumulator
 
     def merge(self, one, other):
-        raise NotImplementedError
+        raise AssertionError("only sessions are merged")
 
 
 @pytest.fixture

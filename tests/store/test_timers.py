@@ -191,3 +191,14 @@ def test_mistakes(embedded, clock, backend):
     store = embedded.open(backend)
     with pytest.raises(IncompatibleStateError, match="event-time"):
         store.timers("timers", time="event-time")
+
+
+def test_those_set_together_are_exact_to_the_millisecond(embedded, backend):
+    """Also where seconds as a float are not."""
+    store = embedded.open(backend, "none")
+    timers, time_ms = store.timers("timers"), (1 << 60) + 1
+    timers.register_many(time_ms, ["a", "b", "a"])
+    assert timers.next_time_ms() == time_ms
+    assert list(timers.take(time_ms - 1)) == []
+    assert sorted(timers.take(time_ms)) == [(time_ms, "a"), (time_ms, "b")]
+    assert timers.next_time_ms() is None
