@@ -32,7 +32,7 @@ WIDTH = 140
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     again = "only this one; may be given again"
-    parser.add_argument("--quick", action="store_true", help="less work: under a minute")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help=again)
     parser.add_argument("--backend", action="append", choices=BACKENDS, help=again)
     parser.add_argument(
