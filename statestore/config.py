@@ -69,7 +69,8 @@ class CheckpointingConfig(Section, frozen=True, kw_only=True):
     dir: str | None = None
     base_ratio: float = 1.0
     """A new base is made when the deltas since the last exceed this share of its size."""
-    base_min_size: Size = 4 << 20
+    base_min_size: Size = 64 << 20
+    """And this size, or are so many that they would be packed: reading fewer is quick, and a base takes time from processing."""
     base_max_deltas: int = 64
     """A new base is made when there are more deltas than this."""
     base_max_age: Duration = 0.0

@@ -105,7 +105,9 @@ def wants_base(base: Base | None, deltas: Sequence[Delta], now: float, settings:
     if not deltas:
         return False
     base_bytes, delta_bytes = base.size if base else 0, sum(delta.size for delta in deltas)
-    if delta_bytes > max(settings.base_ratio * base_bytes, settings.base_min_bytes):
+    if delta_bytes > settings.base_ratio * base_bytes and (
+        delta_bytes > settings.base_min_bytes or to_pack(deltas, settings)  # a base is no dearer than packing them
+    ):
         return True
     if len(deltas) > settings.base_max_deltas:
         return True

@@ -98,10 +98,10 @@ def test_killed_at_random_moments(tmp_path, places, more_flights, backend, seed)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("points", points_of_runs(), ids=lambda points: points[-1])
 def test_killed_at_crash_points(tmp_path, places, some_flights, backend, points):
-    no_bases = (
-        ["checkpointing.base-min-size=1gb"] if any(point.startswith("pack.") for point in points) else []
-    )  # else a base comes before it
-    ended = killed_run(places, backend, points, cwd=tmp_path, changed=no_bases, FLIGHTS_CSV=some_flights)
+    one_base = (
+        ["checkpointing.base-ratio=1e9"] if any(point.startswith("pack.") for point in points) else []
+    )  # else another base comes before it
+    ended = killed_run(places, backend, points, cwd=tmp_path, changed=one_base, FLIGHTS_CSV=some_flights)
     assert ended.code == 0, ended.err
     assert (ended.json["restarts"], ended.json["finished"]["events"]) == (len(points), SOME_FLIGHTS)
     check_output(tmp_path, flights.expected(SOME_FLIGHTS))

@@ -38,7 +38,7 @@ def fill(store, start, stop):
 
 def write_checkpoint(folder, backend):
     """A checkpoint with a base, a packed delta and one in the manifest, and a savepoint of it; its manifest, and what it holds."""
-    settings = ["num-retained=1", "base-min-size=1gb", "pack-deltas=1", "inline-threshold=1kb"]
+    settings = ["num-retained=1", "base-ratio=1e9", "pack-deltas=1", "inline-threshold=1kb"]
     config = load_config(
         overrides=[
             f"state.backend={backend}",

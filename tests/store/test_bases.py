@@ -22,6 +22,7 @@ from tests.store.stores import Stores, content, handles
 
 NEVER = "checkpointing.base-min-size=1gb"
 NO_PACKS = "checkpointing.pack-deltas=1000"
+ONCE = "checkpointing.base-ratio=1e9"
 
 
 _states = weakref.WeakKeyDictionary()
@@ -54,6 +55,14 @@ def checkpoint(store):
     info = store.checkpoint()
     store._chain.wait()
     return info
+
+
+def with_base(store, names):
+    """The store, with a base that holds these, and a delta of nothing behind it."""
+    touch(store, names)
+    store.checkpoint()
+    store.checkpoint(base=True)
+    return store
 
 
 # When there is a new base
@@ -229,16 +238,18 @@ def test_closing_gives_up_a_base(places):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_small_deltas_are_packed(stores, backend):
-    store = stores.open(backend, "none", NEVER, "checkpointing.pack-deltas=4", "checkpointing.inline-threshold=0")
-    touch(store, range(50))
-    for n in range(5):
+    store = stores.open(backend, "none", ONCE, "checkpointing.pack-deltas=4", "checkpointing.inline-threshold=0")
+    with_base(store, range(9))
+    touch(store, range(50), seed=1)
+    for n in range(4):
         touch(store, [n, 7], seed=n)
         info = checkpoint(store)
-    assert kinds(info) == [type(None), *[LogDelta] * 5]
+    base = kinds(info)[0]
+    assert kinds(info) == [base, *[LogDelta] * 5]
     packed = store.checkpoint()
-    assert kinds(packed) == [type(None), PackedDelta, LogDelta]
+    assert kinds(packed) == [base, PackedDelta, LogDelta]
     first = packed.manifest.parts[0].deltas[0]
-    assert (first.first_epoch, first.last_epoch) == (1, 5)
+    assert first.last_epoch == first.first_epoch + 4
     assert sum(segment.entries for segment in first.segments) == 50  # the last value of each
     assert packed.uploaded_bytes == first.size + packed.manifest.parts[0].deltas[1].size
     assert (store.metrics.packs, store.metrics.packed_deltas) == (1, 5)
@@ -250,11 +261,21 @@ def test_many_small_deltas_are_packed(stores, backend):
 
 def test_a_large_delta_is_not_packed(stores, monkeypatch):
     monkeypatch.setattr("statestore.checkpoint.renewal.PACKED_MAX_BYTES", 5000)
-    store = stores.open("memory", "none", NEVER, "checkpointing.pack-deltas=2")
-    for size in (10, 10, 10_000, 10, 10, 10):
+    store = with_base(stores.open("memory", "none", ONCE, "checkpointing.pack-deltas=2"), [2])
+    for size in (10, 10_000, 10, 10, 10):
         touch(store, [1], size)
         checkpoint(store)
     assert kinds(store.checkpoint())[1:] == [LogDelta, LogDelta, LogDelta, PackedDelta, LogDelta]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_deltas_that_have_outgrown_the_base_are_not_packed_but_a_base_is_made(stores, backend):
+    store = stores.open(backend, "none", NEVER, "checkpointing.pack-deltas=4")
+    for n in range(5):
+        touch(store, range(50), seed=n)
+        assert kinds(checkpoint(store)) == [type(None), *[LogDelta] * (n + 1)]
+    assert kinds(store.checkpoint())[0] in (BaseEntry, NativeBase)
+    assert (store.metrics.bases, store.metrics.packs) == (1, 0)
 
 
 def test_what_is_logged_again_and_again_takes_the_memory_of_its_last_values_only(stores, monkeypatch):
@@ -279,7 +300,7 @@ def test_packed_histories_match_a_dict(stores, monkeypatch, backend, seed):
     """Changes, removals, packs and bases in any order, in so little memory that pieces go to disk; each checkpoint stays what it was."""
     monkeypatch.setattr("statestore.checkpoint.layers.LOG_MEMORY_BYTES", 3000)
     randomness = random.Random(seed)
-    settings = ["base-min-size=6kb", "pack-deltas=2", "base-max-deltas=6", "num-retained=100", "inline-threshold=300b"]
+    settings = ["base-ratio=5", "pack-deltas=2", "base-max-deltas=6", "num-retained=100", "inline-threshold=300b"]
     store = stores.open(backend, "none", *[f"checkpointing.{setting}" for setting in settings])
     state, model, made, seen = store.value_state("value", int), {}, [], set()
     for _ in range(25):
@@ -315,7 +336,8 @@ def test_packed_histories_match_a_dict(stores, monkeypatch, backend, seed):
 
 
 def test_a_damaged_delta_gives_way_to_a_base_loudly(stores, caplog):
-    store = stores.open("memory", "none", NEVER, "checkpointing.pack-deltas=2", "checkpointing.inline-threshold=0")
+    settings = [ONCE, "checkpointing.pack-deltas=3", "checkpointing.inline-threshold=0"]
+    store = with_base(stores.open("memory", "none", *settings), range(3))
     for n in range(2):
         touch(store, [n])
         info = checkpoint(store)
