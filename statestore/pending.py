@@ -20,6 +20,7 @@ from typing import Any
 
 from statestore.keys import split_entry
 from statestore.types import Epoch
+from statestore.wal.record import Columns
 
 ENTRY_OVERHEAD_BYTES = 200
 LAYERS_MAX = 3
@@ -32,11 +33,12 @@ EncodeKeys = Callable[[list[Any]], list[bytes]]
 class EpochBatch:
     """Encoded entries of an epoch or of several; `None` deletes."""
 
-    __slots__ = ("_entries", "_later", "_lock", "collections", "epoch", "value_bytes")
+    __slots__ = ("_columns", "_entries", "_later", "_lock", "collections", "epoch", "value_bytes")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, bytes | None] = {}
         self._later: list[tuple[list[Any], EncodeKeys, Sequence[bytes | None]]] = []
+        self._columns: list[Columns] = []  # what was to be encoded later, and is encoded, but not in `_entries` yet
         self._lock = threading.Lock()
         self.collections: dict[bytes, set[bytes]] = {}
         """Entry keys by the prefix of the map they belong to, so that a map can be read without searching the whole batch."""
@@ -52,17 +54,33 @@ class EpochBatch:
     @property
     def count(self) -> int:
         """Number of entries, or a little more."""
-        return len(self._entries) + sum(len(keys) for keys, _, _ in self._later)
+        later = sum(len(keys) for keys, _, _ in self._later) + sum(len(keys) for keys, _ in self._columns)
+        return len(self._entries) + later
 
     @property
     def entries(self) -> dict[bytes, bytes | None]:
         """Values by entry key. Any thread may be the first to ask for them. Raises what `put_later` was told to encode keys with."""
-        if self._later:
+        if self._later or self._columns:
             with self._lock:
-                for keys, encode, values in self._later:
-                    self._entries.update(zip(encode(keys), values, strict=True))
-                self._later = []  # only now: whoever finds nothing left here finds all of it there
+                self._encode_later()
+                for keys, values in self._columns:
+                    self._entries.update(zip(keys, values, strict=True))
+                self._columns = []  # only now: whoever finds nothing left here finds all of it there
         return self._entries
+
+    def columns(self) -> Columns:
+        """What `entries` has, for less: nothing can be looked up in it."""
+        with self._lock:
+            self._encode_later()
+            keys, values = list(self._entries), list(self._entries.values())
+            for more_keys, more_values in self._columns:
+                keys += more_keys
+                values += more_values
+        return Columns(keys, values)
+
+    def _encode_later(self) -> None:
+        columns = [Columns(encode(keys), values) for keys, encode, values in self._later]
+        self._columns, self._later = [*self._columns, *columns], []
 
     def put(self, entry_key: bytes, value: bytes | None) -> None:
         """Set one entry."""
@@ -92,7 +110,7 @@ class EpochBatch:
 
     def merge(self, later: EpochBatch) -> None:
         """Take in the batch of a later epoch."""
-        self.entries.update(later.entries)
+        self.entries.update(zip(*later.columns(), strict=True))
         for prefix, entry_keys in later.collections.items():
             self.collections.setdefault(prefix, set()).update(entry_keys)
         self.value_bytes += later.value_bytes

@@ -398,10 +398,10 @@ class StateStore(StateFactory):
         batch.epoch = Epoch(self._epoch + 1)
         record = CommitRecord(meta, self.times.times(), states)
         if is_deferred:
-            self._log.defer(lambda: batch.entries, batch.epoch, record)
+            self._log.defer(batch.columns, batch.epoch, record)
             flushed()
         else:
-            self.metrics.wal_bytes += self._log.append(batch.entries, batch.epoch, record, flushed)
+            self.metrics.wal_bytes += self._log.append(batch.columns(), batch.epoch, record, flushed)
             self._measure_log()
         self._sweep.owe(batch.count - swept)
         self._epoch, self._meta, self.registry.has_changed = batch.epoch, meta, False

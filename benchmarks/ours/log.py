@@ -10,7 +10,7 @@ from statestore.io import LocalStorage
 from statestore.ttl import Times
 from statestore.types import Attempt, Epoch
 from statestore.wal.log import Log
-from statestore.wal.record import CommitRecord, StateDescriptor
+from statestore.wal.record import Columns, CommitRecord, StateDescriptor
 
 WORDS = [b"departure", b"arrival", b"delayed", b"on time", b"cancelled", b"gate", b"runway", b"weather", b"crew"]
 
@@ -41,7 +41,7 @@ def appended(folder: str, content: str, entries: int, per_sync: int) -> dict[str
         nonlocal written
         for number in range(times):
             states: list[StateDescriptor] | None = [] if log.needs_states else None
-            written += log.append(batch, Epoch(number + 1), CommitRecord({}, Times(), states))
+            written += log.append(Columns.of(batch), Epoch(number + 1), CommitRecord({}, Times(), states))
 
     _, seconds = timed(times, work)
     log.close()

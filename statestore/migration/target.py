@@ -29,7 +29,7 @@ from statestore.migration.place import Place, digest, names_of, stored_paralleli
 from statestore.opening import claim_parts, open_store
 from statestore.stamp import encode_stamp, stamp_key, unfinished_key
 from statestore.types import Epoch
-from statestore.wal.record import CommitRecord
+from statestore.wal.record import Columns, CommitRecord
 
 ALL_GROUPS = range(MAX_PARALLELISM_LIMIT)
 NOTHING = Epoch(0)
@@ -145,7 +145,7 @@ class BackendTarget:
             sequence=1,
             previous=digest("migrated from", self._source.identity),
         )
-        log.append({}, manifest.epoch, CommitRecord(manifest.meta, manifest.times, list(manifest.states)))
+        log.append(Columns.of({}), manifest.epoch, CommitRecord(manifest.meta, manifest.times, list(manifest.states)))
         log.seal()
         crashpoints.reach("migrate.logged")
         stamp = encode_stamp(attempt, manifest.epoch)

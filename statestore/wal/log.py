@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from statestore import crashpoints
-from statestore.backend import Batch
 from statestore.clock import Clock
 from statestore.errors import ClosedError, CorruptionError, IncompatibleStateError
 from statestore.io import Appender, AppendStorage
 from statestore.types import Attempt, Epoch
 from statestore.wal.reader import Group, SegmentContent, read_segment
 from statestore.wal.record import (
+    Columns,
     CommitRecord,
     Compressor,
     SegmentHeader,
@@ -84,7 +84,7 @@ class Log:
         self._appender: Appender | None = None
         self._failure: BaseException | None = None
         self._settling = threading.Lock()
-        self._deferred: tuple[Callable[[], Batch], Epoch, CommitRecord] | None = None
+        self._deferred: tuple[Callable[[], Columns], Epoch, CommitRecord] | None = None
         self._header: SegmentHeader | None = None
         self._digest = hashlib.sha256()
         self._size = 0
@@ -192,7 +192,7 @@ class Log:
     # Writing
 
     def append(
-        self, batch: Batch, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None] = lambda: None
+        self, batch: Columns, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None] = lambda: None
     ) -> int:
         """Log one epoch durably; returns the bytes written.
 
@@ -214,7 +214,7 @@ class Log:
         assert self._deferred is None, "settle it first"
         return self._append(batch, epoch, commit, meanwhile)
 
-    def defer(self, batch: Callable[[], Batch], epoch: Epoch, commit: CommitRecord) -> None:
+    def defer(self, batch: Callable[[], Columns], epoch: Epoch, commit: CommitRecord) -> None:
         """Take over an epoch and do nothing yet: `settle` logs it and seals its segment.
 
         Parameters
@@ -250,7 +250,7 @@ class Log:
         if self._failure is not None:
             raise ClosedError(f"the log at {self._storage.url} failed before and takes nothing more: {self._failure}")
 
-    def _append(self, batch: Batch, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None]) -> int:
+    def _append(self, batch: Columns, epoch: Epoch, commit: CommitRecord, meanwhile: Callable[[], None]) -> int:
         assert epoch == self._last_epoch + 1, (epoch, self._last_epoch)
         pieces = encode_group(batch, epoch, commit, self._compressor)
         crashpoints.reach("commit.before-log")

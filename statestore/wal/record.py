@@ -18,8 +18,8 @@ Heads have a checksum of their own, so that a flipped length can't pass for a to
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 import msgspec
@@ -150,6 +150,18 @@ def decode_header(data: bytes, file: str) -> tuple[SegmentHeader, int]:
         raise CorruptionError(file, f"the segment header can't be read: {error}", offset=PREFIX_BYTES) from error
 
 
+class Columns(NamedTuple):
+    """Entries: their keys and, parallel to them, their values; `None` deletes."""
+
+    keys: Sequence[bytes]
+    values: Sequence[bytes | None]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Columns:
+        """Those of a mapping."""
+        return cls(list(batch), list(batch.values()))
+
+
 class Compressor:
     """Makes the payloads: zstd frames, whose bytes are the content's own where a sample shows that there is little to save."""
 
@@ -174,7 +186,7 @@ def _record(kind: int, epoch: Epoch, raw: bytes, compressor: Compressor) -> byte
 
 
 def _batch_records(
-    keys: list[bytes], values: list[bytes | None], epoch: Epoch, compressor: Compressor
+    keys: Sequence[bytes], values: Sequence[bytes | None], epoch: Epoch, compressor: Compressor
 ) -> Iterator[bytes]:
     raw = _pack((keys, values))
     if len(raw) <= RECORD_RAW_MAX_BYTES:
@@ -187,7 +199,7 @@ def _batch_records(
         yield from _batch_records(keys[some], values[some], epoch, compressor)
 
 
-def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: Compressor) -> Iterator[bytes]:
+def encode_group(batch: Columns, epoch: Epoch, commit: CommitRecord, compressor: Compressor) -> Iterator[bytes]:
     """Bytes of one epoch, to be appended in pieces, each of which is made when it is asked for.
 
     Raises
@@ -195,7 +207,7 @@ def encode_group(batch: Batch, epoch: Epoch, commit: CommitRecord, compressor: C
     UsageError
         While it is iterated: a value is larger than a record may be.
     """
-    keys, values = list(batch), list(batch.values())
+    keys, values = batch
     waiting = b""
     for first in range(0, len(keys), ENTRIES_PER_RECORD):
         some = slice(first, first + ENTRIES_PER_RECORD)

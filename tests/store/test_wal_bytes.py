@@ -53,7 +53,7 @@ def logged(store, change):
     before, append, entries = store.metrics.wal_bytes, store._log.append, []
 
     def watched(batch, epoch, commit, meanwhile):
-        entries.extend(batch)
+        entries.extend(batch.keys)
         return append(batch, epoch, commit, meanwhile)
 
     change()

@@ -27,7 +27,7 @@ from statestore.io import (
 from statestore.testing.clock import FakeClock
 from statestore.ttl import Times
 from statestore.wal.log import Log, segment_name
-from statestore.wal.record import CommitRecord
+from statestore.wal.record import Columns, CommitRecord
 
 OLD, NEW = Keyring([b"o" * 32]), Keyring([b"n" * 32])
 BOTH = Keyring([b"n" * 32, b"o" * 32])
@@ -249,7 +249,7 @@ def written(storage, epochs):
     log.recover()
     log.begin(attempt=1, epoch=0, sequence=1, previous="")
     for epoch in range(1, epochs + 1):
-        log.append(batch(epoch), epoch, CommitRecord({}, Times()))
+        log.append(Columns.of(batch(epoch)), epoch, CommitRecord({}, Times()))
     log.close()
 
 

@@ -19,7 +19,7 @@ from statestore.testing.clock import FakeClock
 from statestore.ttl import Times
 from statestore.wal import record
 from statestore.wal.log import Log
-from statestore.wal.record import CommitRecord
+from statestore.wal.record import Columns, CommitRecord
 from tests.conftest import SOAK_EXAMPLES
 from tests.unit.checkpoints import manifest
 
@@ -42,7 +42,7 @@ def log_bytes(epochs, groups=GROUPS):
     log = Log(storage, "job", 128, FakeClock())
     log.begin(attempt=1, epoch=epochs[0] - 1, sequence=1, previous="")
     for epoch in epochs:
-        log.append({key(group, epoch): b"x" for group in groups}, epoch, CommitRecord({}, Times()))
+        log.append(Columns.of({key(group, epoch): b"x" for group in groups}), epoch, CommitRecord({}, Times()))
     log.seal()
     return log.read_sealed(log.sealed[0])
 

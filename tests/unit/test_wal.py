@@ -14,7 +14,7 @@ from statestore.testing.clock import FakeClock
 from statestore.ttl import Times
 from statestore.wal import record
 from statestore.wal.log import Log, segment_name
-from statestore.wal.record import CommitRecord, StateDescriptor
+from statestore.wal.record import Columns, CommitRecord, StateDescriptor
 
 STATES = [StateDescriptor(1, "counts", "value", "str", [describe(int)], 0)]
 
@@ -27,7 +27,9 @@ def new_log(storage, *, attempt=1, epoch=0, sequence=1, previous=""):
 
 def commit(log, epoch, **entries):
     batch = {key.encode(): None if value is None else str(value).encode() for key, value in entries.items()}
-    log.append(batch, epoch, CommitRecord({"position": epoch}, Times(), STATES if log.needs_states else None))
+    log.append(
+        Columns.of(batch), epoch, CommitRecord({"position": epoch}, Times(), STATES if log.needs_states else None)
+    )
 
 
 def recovered(storage):
@@ -224,7 +226,7 @@ def test_a_failed_sync_poisons_the_log():
 
 def deferred(log, epoch, **entries):
     batch = {key.encode(): str(value).encode() for key, value in entries.items()}
-    log.defer(lambda: batch, epoch, CommitRecord({}, Times(), STATES if log.needs_states else None))
+    log.defer(lambda: Columns.of(batch), epoch, CommitRecord({}, Times(), STATES if log.needs_states else None))
 
 
 def test_what_is_deferred_is_logged_and_sealed_when_it_is_settled():
@@ -290,10 +292,12 @@ class NotingSteps(MemoryStorage):
 def test_what_is_to_be_done_meanwhile_is_done_before_the_sync():
     storage = NotingSteps()
     log = new_log(storage)
-    log.append({b"a": b"1"}, 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
+    log.append(
+        Columns.of({b"a": b"1"}), 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile")
+    )
     assert storage.steps == ["write", "write", "meanwhile", "sync"]
     with pytest.raises(ZeroDivisionError):
-        log.append({b"a": b"2"}, 2, CommitRecord({}, Times()), lambda: 1 / 0)
+        log.append(Columns.of({b"a": b"2"}), 2, CommitRecord({}, Times()), lambda: 1 / 0)
     with pytest.raises(ClosedError, match="failed before"):
         commit(log, 2, a=2)
 
@@ -314,7 +318,7 @@ def test_records_are_written_as_they_are_made_and_synced_together(monkeypatch):
     storage = NotingSteps()
     log = new_log(storage)
     entries = {b"k%d" % n: b"v" for n in range(35)}
-    log.append(entries, 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
+    log.append(Columns.of(entries), 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
     assert storage.steps == ["write", *["write"] * 4, "meanwhile", "sync"]
     assert history(recovered(storage)) == [(1, entries)]
 
@@ -326,7 +330,9 @@ def test_a_value_that_is_too_large_behind_others_that_are_written_already(monkey
     log = new_log(storage)
     commit(log, 1, a=1)
     with pytest.raises(UsageError, match="over the limit"):
-        log.append({b"%d" % n: b"x" * (1100 if n == 30 else 1) for n in range(40)}, 2, CommitRecord({}, Times()))
+        log.append(
+            Columns.of({b"%d" % n: b"x" * (1100 if n == 30 else 1) for n in range(40)}), 2, CommitRecord({}, Times())
+        )
     with pytest.raises(ClosedError, match="failed before"):
         commit(log, 2, a=2)
     assert history(recovered(storage)) == [(1, {b"a": b"1"})]
@@ -341,11 +347,11 @@ def test_a_batch_with_more_keys_than_values():
 def test_large_batches_are_split_by_bytes_and_a_too_large_value_refused(monkeypatch):
     monkeypatch.setattr(record, "RECORD_RAW_MAX_BYTES", 1000)
     log = new_log(MemoryStorage("mem"))
-    log.append({b"%d" % n: b"x" * 300 for n in range(9)}, 1, CommitRecord({}, Times()))
+    log.append(Columns.of({b"%d" % n: b"x" * 300 for n in range(9)}), 1, CommitRecord({}, Times()))
     log.seal()
     assert sum(map(len, (part for _, part in history(log)))) == 9
     with pytest.raises(UsageError, match="over the limit"):
-        log.append({b"k": b"x" * 1100}, 2, CommitRecord({}, Times()))
+        log.append(Columns.of({b"k": b"x" * 1100}), 2, CommitRecord({}, Times()))
 
 
 def test_what_does_not_shrink_is_stored_as_it_is():
@@ -354,7 +360,7 @@ def test_what_does_not_shrink_is_stored_as_it_is():
         storage = MemoryStorage("mem")
         log = new_log(storage)
         batch = {b"%d" % n: value(100_000) for n in range(5)}
-        sizes[name] = log.append(batch, 1, CommitRecord({}, Times()))
+        sizes[name] = log.append(Columns.of(batch), 1, CommitRecord({}, Times()))
         assert history(recovered(storage)) == [(1, batch)]
         assert (batch[b"0"] in storage.read(segment_name(1))) == (
             name == "noise"
