@@ -140,9 +140,15 @@ class ListState(_Collections[T]):
     def _entry(self, key: Any, chunk: int | None = None) -> bytes:
         return self._keys.of(self._scope.encode_key(key), b"" if chunk is None else chunk.to_bytes(4, "big"))
 
+    def _nothing(self) -> tuple[CachedList, float]:
+        cached = CachedList(0, [], 0)
+        return cached, self._weigh(cached)
+
     def _fetch(self, key: Any) -> tuple[CachedList, float]:
         head = self._scope.read(self._entry(key))
-        cached = CachedList(0, [], 0) if head is None else self._fetch_tail(key, head)
+        if head is None:
+            return self._nothing()
+        cached = self._fetch_tail(key, head)
         return cached, self._weigh(cached)
 
     def _fetch_tail(self, key: Any, head: bytes) -> CachedList:
@@ -280,6 +286,11 @@ class MapState(_Collections[V], Generic[K, V]):
     def __init__(self, name: str, scope: KeyedState, codec: Codec, keys: EntryKeys, map_keys: KeyCodec):
         super().__init__(name, scope, codec, keys)
         self._map_keys = map_keys
+
+    def _nothing(self) -> tuple[CachedMap, float]:
+        cached = CachedMap()
+        cached.complete = True
+        return cached, self._weigh(cached)
 
     def _fetch(self, key: Any) -> tuple[CachedMap, float]:
         cached = CachedMap()

@@ -281,6 +281,11 @@ class EntryKeys:
         self._prefixes = {group: group_start(group) + tail for group in self._key_groups}
         self._max_parallelism, self.state_id = max_parallelism, state_id
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether other stores keep some of the key groups."""
+        return len(self._key_groups) < self._max_parallelism
+
     def of(self, key: bytes, sub_key: bytes = b"") -> bytes:
         """Entry key of an encoded key and sub-key. Raises UsageError when the key is another store's."""
         try:

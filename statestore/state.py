@@ -71,6 +71,8 @@ class State(Generic[T]):
         self._old: dict[Any, Any] = {}
         self._young_bytes = self._old_bytes = 0.0
         self._capacity_bytes = self._flushed_bytes = 0
+        self._holds_all = not scope.holds_entries
+        """Whether nothing is stored but what is cached: so it was at the beginning, and nothing has left the cache since."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} '{self.name}' of {self._codec.name}>"
@@ -105,7 +107,7 @@ class State(Generic[T]):
         """Bring `key` into the young generation, from the old one or from the store."""
         found = self._old.pop(key, UNKNOWN)
         if found is UNKNOWN:
-            found, size = self._fetch(key)
+            found, size = self._fetch_nothing(key) if self._holds_all else self._fetch(key)
         else:
             size = self._old_bytes / (len(self._old) + 1)
             self._old_bytes -= size
@@ -118,9 +120,23 @@ class State(Generic[T]):
         """Start a new generation if the young one fills half of the capacity."""
         is_full = self._young_bytes * 2 > self._capacity_bytes
         if is_full:
+            self._drop_old()
             self._old, self._young = self._young, {}
             self._old_bytes, self._young_bytes = self._young_bytes, 0.0
         return is_full
+
+    def _drop_old(self) -> None:
+        if self._old:
+            self._old, self._old_bytes, self._holds_all = {}, 0.0, False
+
+    def _fetch_nothing(self, key: Any) -> tuple[Any, float]:
+        if self._keys.are_shared:
+            self._keys.of(self._scope.encode_key(key))  # which raises where the key is another store's
+        return self._nothing()
+
+    @abstractmethod
+    def _nothing(self) -> tuple[Any, float]:
+        """As `_fetch`, where nothing is stored."""
 
     @abstractmethod
     def _fetch(self, key: Any) -> tuple[Any, float]:
@@ -147,13 +163,14 @@ class State(Generic[T]):
             self._keep_changed(self._flushed_bytes)
             self._changed.clear()
             if self.cached_bytes > self._capacity_bytes:
-                self._old, self._old_bytes = {}, 0.0
+                self._drop_old()
 
     def forget(self) -> None:
         """Drop all changes since the last `flushed`, and all that is cached: what was handed out may have been changed as well."""
         self._changed.clear()
         self._young, self._old = {}, {}
         self._young_bytes = self._old_bytes = 0.0
+        self._holds_all = not self._scope.holds_entries
 
     def clear(self) -> None:
         """Remove everything of the current key."""
@@ -206,10 +223,13 @@ class SingleState(State[T]):
         self._measure(next(reversed(changed.values())), size // len(changed))
         self._young_bytes += self._cost(len(changed), size) - replaced * average
 
+    def _nothing(self) -> tuple[Any, float]:
+        return ABSENT, ENTRY_OVERHEAD_BYTES
+
     def _fetch(self, key: Any) -> tuple[Any, float]:
         stored = self._scope.read(self._keys.of(self._scope.encode_key(key)))
         if stored is None:
-            return ABSENT, ENTRY_OVERHEAD_BYTES
+            return self._nothing()
         value = self._decode(stored)
         self._measure(value, len(stored))
         return value, self._cost(1, len(stored))
@@ -221,7 +241,7 @@ class SingleState(State[T]):
     def _load(self, key: Any) -> Any:
         """Bring `key`, and with it all other keys of the scope's batch, into the young generation."""
         batch = self._scope.batch
-        if batch is not self._loaded_batch:
+        if batch is not self._loaded_batch and not self._holds_all:
             self._loaded_batch = batch
             self._load_many(batch)
             found = self._young.get(key, UNKNOWN)
@@ -246,7 +266,7 @@ class SingleState(State[T]):
             self._old_bytes -= moved
             self._young_bytes += moved
             missing.difference_update(young)
-        if not self._scope.holds_entries:
+        if self._holds_all:
             young.update(dict.fromkeys(missing, ABSENT))
             self._young_bytes += self._cost(len(missing), 0)
             return
