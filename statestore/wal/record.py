@@ -37,12 +37,16 @@ BATCH, COMMIT = 1, 2
 ENTRIES_PER_RECORD = 8192
 """The disk writes one record while the next is made."""
 RECORD_RAW_MAX_BYTES = 256 << 20
+COPIED_MAX_BYTES = 64 << 10
+"""Less is written together with what comes before and behind it, so that a small group takes one write."""
+BUFFER_MAX_BYTES = 4 << 20
+"""A larger one is not kept."""
 SAMPLED_MIN_BYTES = 128 << 10
 SAMPLE_PARTS, SAMPLE_PART_BYTES = 8, 2 << 10
-WORTHWHILE = 0.8
-"""A payload whose sample does not shrink to this share is not compressed: that would take as long as encoding and writing it."""
-HASTY_LEVEL = -10_000
-"""Of zstd: it looks for nothing, so it takes little more time than a copy."""
+WORTHWHILE = 0.75
+"""A payload whose sample does not shrink to this share is compressed hastily: level 1 would take as long as encoding and writing it."""
+HASTY_LEVEL = -1
+"""Of zstd: three times as fast as level 1 where there is little to find, and nearly as small."""
 
 _head = struct.Struct("<IBQI")
 _u32 = struct.Struct("<I")
@@ -97,7 +101,8 @@ class CommitRecord(msgspec.Struct, frozen=True):
     """All registered states, where they changed since the last COMMIT of the segment."""
 
 
-_pack = msgspec.msgpack.Encoder().encode
+_encoder = msgspec.msgpack.Encoder()
+_pack = _encoder.encode
 _batch_type = tuple[list[bytes], list[bytes | None]]
 _unpack_batch = msgspec.msgpack.Decoder(_batch_type).decode
 _unpack_commit = msgspec.msgpack.Decoder(CommitRecord).decode
@@ -163,13 +168,21 @@ class Columns(NamedTuple):
 
 
 class Compressor:
-    """Makes the payloads: zstd frames, whose bytes are the content's own where a sample shows that there is little to save."""
+    """Makes the payloads: zstd frames, of a faster level where a sample shows that there is little to save."""
 
     def __init__(self) -> None:
         self._usual = zstandard.ZstdCompressor(level=1)
         self._hasty = zstandard.ZstdCompressor(level=HASTY_LEVEL)
+        self._buffer = bytearray()
 
-    def compress(self, raw: bytes) -> bytes:
+    def packed(self, content: Any) -> bytearray:
+        """Content as MessagePack, in a buffer that the next call takes again: fresh memory costs as much time as filling it."""
+        if len(self._buffer) > BUFFER_MAX_BYTES:
+            self._buffer = bytearray()
+        _encoder.encode_into(content, self._buffer)
+        return self._buffer
+
+    def compress(self, raw: bytearray) -> bytes:
         """Payload with this content."""
         if len(raw) >= SAMPLED_MIN_BYTES:
             starts = range(0, len(raw), len(raw) // SAMPLE_PARTS)
@@ -179,16 +192,17 @@ class Compressor:
         return self._usual.compress(raw)
 
 
-def _record(kind: int, epoch: Epoch, raw: bytes, compressor: Compressor) -> bytes:
+def _record(kind: int, epoch: Epoch, raw: bytearray, compressor: Compressor) -> tuple[bytes, bytes]:
+    """Head and payload."""
     payload = compressor.compress(raw)
     head = _head.pack(len(payload), kind, epoch, google_crc32c.value(payload))
-    return b"".join((head, _u32.pack(google_crc32c.value(head)), payload))
+    return head + _u32.pack(google_crc32c.value(head)), payload
 
 
 def _batch_records(
     keys: Sequence[bytes], values: Sequence[bytes | None], epoch: Epoch, compressor: Compressor
-) -> Iterator[bytes]:
-    raw = _pack((keys, values))
+) -> Iterator[tuple[bytes, bytes]]:
+    raw = compressor.packed((keys, values))
     if len(raw) <= RECORD_RAW_MAX_BYTES:
         yield _record(BATCH, epoch, raw, compressor)
         return
@@ -211,11 +225,14 @@ def encode_group(batch: Columns, epoch: Epoch, commit: CommitRecord, compressor:
     waiting = b""
     for first in range(0, len(keys), ENTRIES_PER_RECORD):
         some = slice(first, first + ENTRIES_PER_RECORD)
-        for record in _batch_records(keys[some], values[some], epoch, compressor):
-            if waiting:
-                yield waiting
-            waiting = record
-    yield waiting + _record(COMMIT, epoch, _pack(commit), compressor)  # so that a small group takes one write
+        for head, payload in _batch_records(keys[some], values[some], epoch, compressor):
+            if len(payload) < COPIED_MAX_BYTES:
+                waiting += head + payload
+            else:
+                yield waiting + head
+                yield payload
+                waiting = b""
+    yield b"".join((waiting, *_record(COMMIT, epoch, compressor.packed(commit), compressor)))
 
 
 def decode_payload(payload: bytes, file: str, offset: int) -> bytes:

@@ -315,11 +315,12 @@ def test_a_group_of_many_records(monkeypatch):
 
 def test_records_are_written_as_they_are_made_and_synced_together(monkeypatch):
     monkeypatch.setattr(record, "ENTRIES_PER_RECORD", 10)
+    monkeypatch.setattr(record, "COPIED_MAX_BYTES", 1)
     storage = NotingSteps()
     log = new_log(storage)
     entries = {b"k%d" % n: b"v" for n in range(35)}
     log.append(Columns.of(entries), 1, CommitRecord({}, Times(), STATES), lambda: storage.steps.append("meanwhile"))
-    assert storage.steps == ["write", *["write"] * 4, "meanwhile", "sync"]
+    assert storage.steps == ["write", *["write"] * 9, "meanwhile", "sync"]
     assert history(recovered(storage)) == [(1, entries)]
 
 
