@@ -364,6 +364,11 @@ class ValueState(SingleState[T]):
         self._scope.check_keys(keys)
         self._changed.update(zip(keys, values, strict=True))
 
+    def clear_many(self, keys: Sequence[Any]) -> None:
+        """Remove the values of `keys`. Raises UsageError when one is not of the declared type."""
+        self._scope.check_keys(keys)
+        self._changed.update(dict.fromkeys(keys, ABSENT))
+
 
 class ReducingState(SingleState[T]):
     """The values added for a key, combined by a function."""
