@@ -24,7 +24,7 @@ class Sizes:
     log_bytes: int = 256 << 20
     flights: int | None = None
     """The first so many; None: all."""
-    rounds: int = 2
+    rounds: int = 1
     """How often a floor and the systems compared with it run in turn; the best of each counts."""
     thorough: bool = True
     """Also what is only a variation of something else."""
@@ -41,7 +41,6 @@ QUICK = Sizes(
     keys=10_000,
     log_bytes=32 << 20,
     flights=30_000,
-    rounds=1,
     thorough=False,
 )
 FULL = Sizes()

@@ -56,16 +56,22 @@ class RocksDict:
 
 
 class Redis:
-    """Pipelines of SET, and MGET."""
+    """Pipelines of GET and SET."""
 
     def __init__(self, folder: str, redis_url: str):
         import redis
 
         self._client, self._value = redis.Redis.from_url(redis_url), value(2)
-        self.get, self.get_many, self.close = self._client.get, self._client.mget, self._client.close
+        self.get, self.close = self._client.get, self._client.close
 
     def put(self, key: str) -> object:
         return self._client.set(key, self._value)
+
+    def get_many(self, keys: Sequence[str]) -> object:
+        pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.get(key)
+        return pipeline.execute()
 
     def put_many(self, keys: Sequence[str]) -> object:
         pipeline = self._client.pipeline(transaction=False)
@@ -75,6 +81,16 @@ class Redis:
 
     def flush(self) -> object:
         return None
+
+
+class RedisMany(Redis):
+    """MGET and MSET: a command for all, of which the server takes the keys wherever they lie."""
+
+    def get_many(self, keys: Sequence[str]) -> object:
+        return self._client.mget(keys)
+
+    def put_many(self, keys: Sequence[str]) -> object:
+        return self._client.mset(dict.fromkeys(keys, self._value))
 
 
 class SQLite:
@@ -138,6 +154,7 @@ class LMDB:
 STORES: dict[str, Callable[[str, str], RawStore]] = {
     "raw rocksdict": RocksDict,
     "raw redis": Redis,
+    "redis MGET": RedisMany,
     "sqlite": SQLite,
     "lmdb": LMDB,
 }

@@ -17,7 +17,7 @@ from benchmarks.results import Role, Row, compare, in_order_of_cases
 NAME = "state-operations"
 KINDS = ("value", "list", "map")
 RAW = {"rocksdb": "raw rocksdict", "redis": "raw redis"}
-FOR_SCALE = ("sqlite", "lmdb")
+FOR_SCALE = ("redis MGET", "sqlite", "lmdb")
 
 
 def run(bench: Bench) -> Iterator[Row]:
@@ -29,6 +29,8 @@ def run(bench: Bench) -> Iterator[Row]:
         for backend in bench.backends:
             _keep_best(rows, _statestore(bench, kinds, backend))
         for name in (*[RAW[backend] for backend in bench.backends if backend in RAW], *FOR_SCALE):
+            if "redis" in name and "redis" not in bench.backends:
+                continue
             if name == "lmdb" and importlib.util.find_spec("lmdb") is None:
                 missing.append(Row(NAME, "", name, "floor", missing="not installed: pip install lmdb"))
                 continue
@@ -62,7 +64,7 @@ def _dict(bench: Bench, kinds: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _raw(bench: Bench, name: str) -> Iterator[Row]:
-    with bench.place() as place, bench.server("redis" if name == "raw redis" else "") as (url, servers):
+    with bench.place() as place, bench.server("redis" if "redis" in name else "") as (url, servers):
         arguments: dict[str, Any] = {"name": name, "count": bench.sizes.keys, "folder": str(place), "redis_url": url}
         function = "benchmarks.floors.raw_stores:value_operations"
         yield from _rows(name, "floor", "", bench.measure(f"{NAME}: {name}", function, beside=servers, **arguments))
