@@ -102,6 +102,14 @@ class _Group:
         del self.buffer[position]
         return position == 0
 
+    def take_of(self, time: bytes) -> list[bytes]:
+        """Take the timers of the earliest time out of the buffer."""
+        buffer = self.buffer
+        end = next((place for place, timer in enumerate(buffer) if timer[:_TIME_BYTES] != time), len(buffer))
+        taken, self.buffer = buffer[:end], buffer[end:]
+        self.changes.update(dict.fromkeys(taken, False))
+        return taken
+
 
 def split_timer(timer: bytes) -> tuple[int, bytes]:
     """Time in milliseconds and encoded key of a timer, which is its time and key as bytes."""
@@ -203,6 +211,24 @@ class Timers:
             time_ms, encoded = split_timer(timer)
             scope.key = key = scope.decode_key(encoded)
             yield time_ms, key
+
+    def take_together(self, until_ms: int, limit: int) -> tuple[int, list[Any]] | None:
+        """Take out timers of one time, the earliest up to `until_ms`: that time in milliseconds and about `limit` of its keys.
+
+        None when no timer is due. The current key stays.
+        """
+        first, keys = self._first(), list[Any]()
+        if first is None or first[0][:_TIME_BYTES] > _time_bytes(until_ms):
+            return None
+        time_ms, _ = split_timer(first[0])
+        time, decode = first[0][:_TIME_BYTES], self._scope.decode_key
+        while first is not None and first[0][:_TIME_BYTES] == time and len(keys) < limit:
+            number = first[1]
+            taken = self._groups[number].take_of(time)
+            keys += [decode(timer[_TIME_BYTES:]) for timer in taken]
+            self._push_first(number)
+            first = self._first()
+        return time_ms, keys
 
     def next_time(self) -> float | None:
         """Time of the earliest timer, None when none is set."""

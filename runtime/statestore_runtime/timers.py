@@ -101,6 +101,11 @@ class TimerService:
         timers = self._of(domain)
         return iter(()) if timers is None else timers.take(until)
 
+    def due_together(self, domain: TimeDomain, until: int, limit: int) -> tuple[int, list[Any]] | None:
+        """Take out about `limit` timers of one time, the earliest up to `until`: that time and their keys; None when none is due."""
+        timers = self._of(domain)
+        return None if timers is None else timers.take_together(until, limit)
+
     def register_event_time_timers(self, time: int, keys: list[Any]) -> None:
         """As `register_event_time_timer`, for several keys."""
         if self._set_at_end is None:

@@ -51,6 +51,32 @@ def test_timers_come_in_order_and_once(embedded, clock, backend):
     assert timers.next_time() is None
 
 
+def test_timers_of_one_time_are_taken_together(embedded, clock, backend):
+    """More than are kept in memory of a key group, some committed, some set anew, some deleted; and none comes twice."""
+    store = embedded.open(backend, "none")
+    timers = store.timers("timers")
+    many = [f"key-{n:05}" for n in range(4 * 3 * BUFFER_TIMERS)]
+    timers.register_many(2000, many[::2])
+    timers.register_many(1000, ["early"])
+    store.commit()
+    timers.register_many(2000, many[1::2])
+    timers.register_many(3000, ["late"])
+    store.set_current_key(many[7])
+    timers.delete(2.0)
+    assert timers.take_together(999, 100) is None
+    assert timers.take_together(2000, 100) == (1000, ["early"])
+    taken, times = [], set()
+    while (together := timers.take_together(2999, 100)) is not None:
+        times.add(together[0])
+        assert 0 < len(together[1]) < 100 + 2 * BUFFER_TIMERS
+        taken += together[1]
+    assert (times, sorted(taken)) == ({2000}, [key for key in many if key != many[7]])
+    assert timers.next_time() == 3.0
+    store.commit()
+    store.close()
+    assert embedded.open(backend, "latest").timers("timers").next_time() == 3.0
+
+
 def test_the_key_of_a_timer_becomes_the_current_one(embedded, clock, backend):
     store = embedded.open(backend, "none")
     timers, value = store.timers("timers"), store.value_state("value", int, default=0)

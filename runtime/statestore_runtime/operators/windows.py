@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 from statestore.errors import IncompatibleStateError
@@ -77,26 +78,38 @@ class WindowOperator(LateOperator):
     def _add(self, windows: dict[Any, Any], keys: list[Any], events: Iterator[Any], times: list[int]) -> list[int]:
         """Put events into the windows of their keys; returns which ones were late."""
 
+    def fire_until_done(self, domain: TimeDomain, until: int) -> None:
+        """Fire all timers that are due, those of one time together: most windows end with many others."""
+        while (together := self.timers.due_together(domain, until, RESULTS_TOGETHER)) is not None:
+            with Guard(self.uid):
+                self._on_time(*together)
+            self.emit_anew(*self._take())
+            self._emit_side()
+
     def _on_timers(self, due: Iterator[tuple[int, Any]], domain: TimeDomain) -> Fired:
         fired = list(islice(due, RESULTS_TOGETHER))
-        keys = [key for _, key in fired]
-        windows = dict(zip(keys, self._state.get_many(keys), strict=True))
-        for time, key in fired:
-            if windows[key]:
-                self.scope.key = key
-                self._on_timer(time, key, windows[key])
-        self._store(windows)
+        for time, of_time in groupby(fired, itemgetter(0)):
+            self._on_time(time, [key for _, key in of_time])
         return Fired(*self._take(), len(fired) < RESULTS_TOGETHER)
 
     def pass_over(self, time: int, key: Any) -> None:
         """Forget the windows whose time has come, or keep them for late events, without what they would have emitted."""
         self._is_mute = True
-        self._on_timers(iter([(time, key)]), "event-time")
+        self._on_time(time, [key])
         self._is_mute = False
+
+    def _on_time(self, time: int, keys: list[Any]) -> None:
+        """Emit and forget those windows of some keys whose time has come."""
+        windows = dict(zip(keys, self._state.get_many(keys), strict=True))
+        for key, held in windows.items():
+            if held:
+                self.scope.key = key
+                self._on_timer(time, key, held)
+        self._store(windows)
 
     @abstractmethod
     def _on_timer(self, time: int, key: Any, held: dict[int, Any]) -> None:
-        """Emit and forget those of a key's windows whose time has come."""
+        """The same of one key, the current one, which has windows."""
 
     def _emit_window(self, key: Any, window: Window, accumulator: Any) -> None:
         if self._is_mute:
@@ -117,10 +130,8 @@ class WindowOperator(LateOperator):
     def _store(self, windows: dict[Any, Any]) -> None:
         held = {key: of_key for key, of_key in windows.items() if of_key}
         self._state.update_many(list(held), list(held.values()))
-        for key, of_key in windows.items():
-            if of_key is not None and not of_key:
-                self.scope.key = key
-                self._state.clear()
+        if len(held) < len(windows):
+            self._state.clear_many([key for key, of_key in windows.items() if of_key is not None and not of_key])
 
 
 class AlignedWindowOperator(WindowOperator):
@@ -153,6 +164,7 @@ class AlignedWindowOperator(WindowOperator):
             int, list[Any]
         ] = {}  # keys by time, but for the first, which shows whether there can be such a timer
         size, slide, offset, lateness = self._size, self._slide, self._offset, self._lateness
+        is_tumbling = size == slide
         watermark = MIN_WATERMARK if self.watermark is None else self.watermark
         over = watermark - size + 1  # windows that start then or before are over
         forgotten = over - lateness
@@ -160,6 +172,9 @@ class AlignedWindowOperator(WindowOperator):
             scope.key = key
             held = windows[key]
             newest = time - (time - offset) % slide
+            if is_tumbling and held is not None and newest in held and newest > over:  # by far most of the events
+                held[newest] = add(event, held[newest])
+                continue
             if newest <= forgotten and newest > time - size:
                 late.append(place)
                 continue
@@ -189,6 +204,9 @@ class AlignedWindowOperator(WindowOperator):
         start = time + 1 - self._size
         if start in held:
             self._emit_window(key, Window(start, time + 1), held[start])
+        if len(held) == 1 and start in held and not self._lateness:  # as most are
+            self._contents.drop(held.pop(start))
+            return
         for start in [begun for begun in held if begun + self._size <= time + 1]:
             forgotten_at = start + self._size - 1 + self._lateness
             if forgotten_at <= self.watermark:
