@@ -26,17 +26,17 @@ from statestore.checkpoint.snapshot import CheckpointInfo, PendingCheckpoint, Sn
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.clock import Clock
 from statestore.committed import Committed
+from statestore.counting import distinct_keys
 from statestore.errors import ClosedError
 from statestore.hydration import Hydrating
 from statestore.io import FolderLock
 from statestore.keyed import KeyedState, StateFactory
-from statestore.keys import read_varint
 from statestore.metrics import StoreMetrics
 from statestore.pending import ENTRY_OVERHEAD_BYTES, EpochBatch, Pending
 from statestore.progress import OnRestoreProgress, RestoreProgress
 from statestore.recovery import Loader, Recovered, Recovery
 from statestore.registry import Registry
-from statestore.stamp import is_stamp, stamp_key
+from statestore.stamp import STAMP_STATE_ID, stamp_key
 from statestore.state import State
 from statestore.sweep import Sweep
 from statestore.timers import Timers
@@ -269,18 +269,8 @@ class StateStore(StateFactory):
     def count_keys(self) -> int:
         """Number of distinct keys with state of any kind, by reading all of it; uncommitted changes don't count."""
         self._applier.finish()
-        # Keys are told apart by the bytes between state id and sub-key, a key group at a time.
-        count, group, keys = 0, b"", set[bytes]()
-        states = self.registry.descriptors()
-        timers = {state.id.to_bytes(2, "big") for state in states if state.kind.startswith(Timers.kind)}
-        for entry_key, stored in self._backend.scan(b"", None):
-            if is_stamp(entry_key) or entry_key[2:4] in timers or self._sweep.is_expired(entry_key, stored):
-                continue
-            if entry_key[:2] != group:
-                count, group, keys = count + len(keys), entry_key[:2], set()
-            length = entry_key[4]
-            keys.add(entry_key[4 : 5 + length] if length < 0x80 else _long_key(entry_key))
-        return count + len(keys)
+        timers = {state.id for state in self.registry.descriptors() if state.kind.startswith(Timers.kind)}
+        return distinct_keys(self._sweep.without_expired(self._backend.scan(b"", None)), {STAMP_STATE_ID, *timers})
 
     def backend_metrics(self) -> dict[str, int]:
         """Figures of the backend's own, by name; none where it has none."""
@@ -588,9 +578,3 @@ class StateStore(StateFactory):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _long_key(entry_key: bytes) -> bytes:
-    """Key of an entry, with its length, where the length takes more than a byte."""
-    length, offset = read_varint(entry_key, 4)
-    return entry_key[4 : offset + length]

@@ -140,6 +140,8 @@ class KeyedColumnarStream(Generic[K]):
                 raise UsageError(f"aggregate() takes aggregations such as Sum('value'), not {kind_of(each)}")
         if not aggregations:
             raise UsageError("aggregate() takes at least one aggregation, such as Count()")
+        from pyarrow import acero, compute  # noqa: F401  # the run needs them, and would wait for them
+
         columns, key_type = self._columns, self._key_type
 
         def edge(uid: str) -> LocalAggregateOperator:
