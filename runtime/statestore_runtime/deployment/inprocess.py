@@ -19,6 +19,7 @@ from statestore.clock import Clock, SystemClock
 from statestore.config import Config
 from statestore_runtime.deployment.failing import task_failure
 from statestore_runtime.deployment.storing import Storing
+from statestore_runtime.garbage import collected_seldom
 from statestore_runtime.job import Job
 from statestore_runtime.jobmanager.events import Event, Reply, Stop, Told
 from statestore_runtime.jobmanager.failures import JobCancelledError
@@ -74,7 +75,7 @@ def run_job(
     strategy = restart_strategy(config.restart, clock, random.Random().random) if restarts else NoRestart()
     run = run or uuid.uuid4().hex
     execution = InProcess(job, config, restore=restore, run=run, emit=emit, clock=clock, strategy=strategy)
-    with execution.stopped_by_sigterm():
+    with execution.stopped_by_sigterm(), collected_seldom():
         return execution.run()
 
 

@@ -26,6 +26,7 @@ from statestore.opening import open_checkpoints
 from statestore_runtime.deployment.failing import task_failure
 from statestore_runtime.deployment.peers import PeerLostError, PeerNetwork
 from statestore_runtime.deployment.wire import framed, receive_frame
+from statestore_runtime.garbage import collected_seldom
 from statestore_runtime.loading import load_job
 from statestore_runtime.protocol import (
     AnyCommand,
@@ -80,7 +81,8 @@ class Worker:
             target=self._beat, args=(heartbeat.interval,), daemon=True, name="statestore-heartbeat"
         ).start()
         try:
-            self._work(order)
+            with collected_seldom():
+                self._work(order)
         except BaseException as error:
             failed = task_failure(error, lambda: open_checkpoints(order.config, order.job))
             self.tell(msgspec.structs.replace(failed, is_lost_peer=isinstance(error, PeerLostError)))
