@@ -23,6 +23,7 @@ from benchmarks.process import ROOT, Measured, MeasurementError, below, measure
 from benchmarks.results import Row
 from benchmarks.targets import TARGETS, Target, judge
 from benchmarks.workloads import WORKLOADS, jobs, start_up
+from tests.running import lives
 
 TINY = replace(bench.QUICK, events=2000, event_keys=200, keys=600, flights=500, log_bytes=1 << 20)
 HERE = "tests.benchmarks.test_benchmarks"
@@ -194,16 +195,9 @@ def test_a_run_that_is_terminated_leaves_nothing_behind(tmp_path):
     finally:
         run.kill()
         run.wait()
-    while any(is_alive(pid) for pid in begun):
+    while any(lives(pid) for pid in begun):
         time.sleep(0.02)
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def is_alive(pid):
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def test_a_target_is_judged_by_its_worst_figure():
