@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from itertools import filterfalse
 from typing import Any
 
 from statestore.keys import key_group_of
@@ -86,7 +87,7 @@ class ExchangeOutput:
         assert isinstance(self.operator, KeyByOperator), "only key_by has keys"
         codec, known = self.operator.key_codec, self._owner_of
         codec.check_all(keys)  # before they are looked up: 1 and True are one key there
-        unknown = set(keys) - known.keys()
+        unknown = set(filterfalse(known.__contains__, keys))  # not `-`, which goes through all that is known
         if unknown:
             if len(known) > CACHED_OWNERS:
                 known.clear()
