@@ -12,10 +12,14 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
+
+import msgspec
 
 from statestore.errors import StateStoreError
 from statestore_runtime.deployment.wire import FrameSocket
-from statestore_runtime.task.network import Frame
+from statestore_runtime.task.network import BATCH, EVENTS, Frame
 
 _COUNT = struct.Struct(">H")
 _SIZE = struct.Struct(">I")
@@ -107,6 +111,8 @@ class PeerNetwork:
 def pack(frame: Frame) -> list[bytes | memoryview]:
     """Buffers of a frame: how many there are, their sizes, the pickle, and what is sent from where it lies."""
     aside: list[pickle.PickleBuffer] = []
+    if frame[0] == BATCH and _are_alike(frame[EVENTS]):
+        frame = (*frame[:EVENTS], _Alike(frame[EVENTS]), *frame[EVENTS + 1 :])
     data = pickle.dumps(frame, protocol=5, buffer_callback=aside.append)
     buffers: list[bytes | memoryview] = [data, *(buffer.raw() for buffer in aside)]
     head = _COUNT.pack(len(buffers)) + b"".join(_SIZE.pack(len(buffer)) for buffer in buffers)
@@ -125,3 +131,26 @@ def unpack(data: bytes) -> Frame:
         offset += size
     frame: Frame = pickle.loads(buffers[0], buffers=buffers[1:])
     return frame
+
+
+class _Alike:
+    """Structs of one class, as a list of them comes out of the pickle: their class stands in it once, and not as a call for each."""
+
+    def __init__(self, events: list[msgspec.Struct]):
+        self._events = events
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (type(self._events[0]), list(map(msgspec.structs.astuple, self._events)))
+
+
+def _made(class_: type[msgspec.Struct], rows: list[tuple[Any, ...]]) -> list[msgspec.Struct]:
+    return list(starmap(class_, rows))
+
+
+def _are_alike(events: list[Any]) -> bool:
+    """Whether they are structs of one class that are pickled as calls of it with all fields in their order."""
+    if not events or not isinstance(events[0], msgspec.Struct) or len(set(map(type, events))) > 1:
+        return False
+    class_ = type(events[0])
+    is_plain = class_.__reduce__ is msgspec.Struct.__reduce__ and class_.__reduce_ex__ is object.__reduce_ex__
+    return is_plain and events[0].__reduce__()[0] is class_  # which it is not where fields are given by name

@@ -22,6 +22,9 @@ IDLE: Final = 2
 BARRIER: Final = 3
 CREDIT: Final = 4
 
+EVENTS: Final = 3
+"""Where they stand in the frame of a batch."""
+
 Frame = tuple[Any, ...]
 
 
