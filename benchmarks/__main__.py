@@ -101,9 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             written.append(options.report)
     if options.markdown:
-        print(tables.markdown(results.rows))
+        print(tables.markdown(results))
     else:
-        tables.show(results.rows, Console(width=WIDTH))
+        tables.show(results, Console(width=WIDTH))
     seconds = sum(each["wall"] for each in results.seconds.values())
     print(f"{seconds:.0f} s; results in {' and '.join(written)}", file=sys.stderr)
     return 0 if ok else 1

@@ -36,9 +36,9 @@ class Sizes:
 
 
 QUICK = Sizes(
-    events=100_000,
-    event_keys=10_000,
-    keys=10_000,
+    events=50_000,
+    event_keys=5_000,
+    keys=5_000,
     log_bytes=32 << 20,
     flights=30_000,
     thorough=False,

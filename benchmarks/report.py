@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Results, Row
-from benchmarks.tables import LIST_CASES_MAX, by_workload, cells, judged_cells
+from benchmarks.tables import LIST_CASES_MAX, by_workload, cells, judged_cells, targets_title
 from benchmarks.targets import judge
 
 COLOURS = {"floor": "#9aa0a6", "statestore": "#1a73e8", "peer": "#e8710a"}
@@ -41,7 +41,7 @@ def write_report(path: Path, results: Results, summaries: dict[str, str]) -> Non
         matplotlib is not installed.
     """
     about = ", ".join(f"{name}: {value}" for name, value in results.machine.items())
-    body = ["<h2>Targets</h2>", _table(*judged_cells(judge(results.rows)))]
+    body = [f"<h2>{targets_title(results)}</h2>", _table(*judged_cells(judge(results.rows)))]
     for workload, some in by_workload(results.rows).items():
         body += [f"<h2>{html.escape(workload)}</h2>", f"<p>{html.escape(summaries.get(workload, ''))}</p>"]
         body += [plot(some), _table(*cells(some))]

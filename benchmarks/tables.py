@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.results import Row
+from benchmarks.results import Results, Row
 from benchmarks.targets import Judged, judge
 
 LASTING = ("times", "keys", "changed keys")
@@ -106,17 +106,21 @@ def judged_cells(judged: list[Judged]) -> tuple[list[str], list[list[str]]]:
     return ["target", "wanted", "worst", "met", "where"], lines
 
 
-def tables(rows: list[Row]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def targets_title(results: Results) -> str:
+    return "targets, for which a quick run is too small" if results.quick else "targets"
+
+
+def tables(results: Results) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Name, titles and lines of every table."""
-    for workload, some in by_workload(rows).items():
+    for workload, some in by_workload(results.rows).items():
         yield workload, *cells(some)
-    judged = judge(rows)
+    judged = judge(results.rows)
     if judged:
-        yield "targets", *judged_cells(judged)
+        yield targets_title(results), *judged_cells(judged)
 
 
-def show(rows: list[Row], console: Console) -> None:
-    for name, titles, lines in tables(rows):
+def show(results: Results, console: Console) -> None:
+    for name, titles, lines in tables(results):
         table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for number, title in enumerate(titles):
             left = title in LEFT or not number
@@ -126,9 +130,9 @@ def show(rows: list[Row], console: Console) -> None:
         console.print(table)
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(results: Results) -> str:
     parts = []
-    for name, titles, lines in tables(rows):
+    for name, titles, lines in tables(results):
         rule = ["---" if title in LEFT or not number else "---:" for number, title in enumerate(titles)]
         body = [f"| {' | '.join(line)} |" for line in [titles, rule, *lines]]
         parts.append("\n".join([f"### {name}", "", *body]))

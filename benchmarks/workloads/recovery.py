@@ -34,6 +34,8 @@ def _of_size(bench: Bench, count: int, backends: tuple[str, ...]) -> list[Row]:
         with bench.place() as place, bench.server(backend) as (url, servers):
             where: dict[str, Any] = {"backend": backend, "folder": str(place), "redis_url": url}
             rows += _of_backend(bench, count, place, where, servers)
+        if not bench.sizes.thorough and backend != backends[-1]:
+            continue
         with bench.place() as place, bench.server(backend) as (url, servers):
             where |= {"folder": str(place), "redis_url": url, "count": count}
             text = f"{NAME}: {backend}, rescale"

@@ -58,7 +58,7 @@ def test_a_job_has_the_result_of_its_floor(run, workload):
     document, _ = run("--workload", workload, "--peer", "none")
     rows = document["results"]
     floors = {row["case"]: row for row in rows if row["role"] == "floor"}
-    assert len(floors) == (2 if workload == "keyed-count" else 1)
+    assert len(floors) == 1
     assert {row["backend"] for row in rows if row["role"] == "statestore"} == {"memory", "rocksdb"}
     for row in rows:
         assert row["details"]["result"] == floors[row["case"]]["details"]["result"]
