@@ -36,11 +36,11 @@ class Sizes:
 
 
 QUICK = Sizes(
-    events=50_000,
-    event_keys=5_000,
-    keys=5_000,
-    log_bytes=32 << 20,
-    flights=30_000,
+    events=40_000,
+    event_keys=4_000,
+    keys=4_000,
+    log_bytes=16 << 20,
+    flights=15_000,
     thorough=False,
 )
 FULL = Sizes()
