@@ -1,6 +1,7 @@
 """A job as a plain loop, with statestore on each backend, and with peers.
 
-They run in turn, each in a process of its own, and all must have the same result.
+They run in turn, each in a process of its own, and all must have the same result. Each of ours is compared with the loop as it ran just
+before: the machine may be twice as fast a minute later.
 """
 
 from __future__ import annotations
@@ -64,30 +65,40 @@ def run(
     MeasurementError
         Statestore has failed, or has another result than the floor. Peers may: their rows say so.
     """
-    everyone = [System(FLOOR, "floor", f"benchmarks.floors.jobs:{floor}"), *systems]
-    taken: dict[str, list[Measured]] = {system.name: [] for system in everyone}
-    failed = {system.name: system.missing for system in everyone if system.missing}
+    loop = System(FLOOR, "floor", f"benchmarks.floors.jobs:{floor}")
+    taken: dict[str, list[Measured]] = {system.name: [] for system in systems}
+    before: dict[str, list[Measured]] = {system.name: [] for system in systems}  # the loop's
+    failed = {system.name: system.missing for system in systems if system.missing}
     for turn in range(bench.sizes.rounds):
-        for system in everyone:
+        for number, system in enumerate(systems):
             if system.name in failed or (turn and system.once):
                 continue
+            if system.role == "statestore" or not number:
+                before[system.name].append(_measured(bench, f"{workload} {case}", loop, file, arguments))
             try:
                 taken[system.name].append(_measured(bench, f"{workload} {case}", system, file, arguments))
             except MeasurementError as error:
                 if system.role != "peer":
                     raise
                 failed[system.name] = f"failed: {error}"
-    expected = taken[FLOOR][0].value
-    rows = []
-    for system in everyone:
+    loops = [measured for some in before.values() for measured in some]
+    loops = loops or [_measured(bench, f"{workload} {case}", loop, file, arguments)]
+    expected = loops[0].value
+
+    def row_of(system: System, measured: list[Measured]) -> Row:
         row = Row(workload, case, system.name, system.role, system.backend, missing=failed.get(system.name, ""))
         if not row.missing:
-            _fill(row, min(taken[system.name], key=lambda each: float(each.value["seconds"])), expected)
-        rows.append(row)
-    references = [row for row in rows if row.role != "statestore"]
+            _fill(row, min(measured, key=lambda each: float(each.value["seconds"])), expected)
+        return row
+
+    floor_row, rows = row_of(loop, loops), [row_of(system, taken[system.name]) for system in systems]
+    others = [row for row in rows if row.role == "peer"]
+    yield floor_row
     for row in rows:
-        if row is not rows[0]:
-            compare(row, references if row.role == "statestore" else references[:1])
+        if row.role == "statestore":
+            compare(row, [row_of(loop, before[row.system]), *others])
+        else:
+            compare(row, [floor_row])
         yield row
 
 

@@ -16,8 +16,10 @@ RECORD_BATCHES = "record batches"
 
 def systems(bench: Bench, distribution: str) -> list[jobs.System]:
     """Our general way to do it, the process function; record batches, the aggregate function, and the peers."""
-    found = jobs.statestore("keyed_count", bench.backends)
-    found += jobs.statestore("keyed_count_record_batches", bench.backends, RECORD_BATCHES)
+    found = []
+    for backend in bench.backends:
+        found += jobs.statestore("keyed_count", (backend,))
+        found += jobs.statestore("keyed_count_record_batches", (backend,), RECORD_BATCHES)
     if bench.sizes.thorough and distribution == "uniform":  # it makes no other use of the backend
         found += jobs.statestore("keyed_count_aggregate", bench.backends[:1], "aggregate", once=True)
     return found + jobs.peers(bench.peers)
