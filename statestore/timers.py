@@ -14,8 +14,9 @@ Invariants:
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
@@ -40,6 +41,9 @@ _STORED = plain_head(0) + b"\xc0"
 _EPOCH_SIGN = 1 << 63
 _TIME_BYTES = 8
 _PREFIX_BYTES = 6
+
+_time_of = itemgetter(slice(_TIME_BYTES))
+"""First bytes of a timer."""
 
 
 def _milliseconds(at: float) -> int:
@@ -102,11 +106,11 @@ class _Group:
         del self.buffer[position]
         return position == 0
 
-    def take_of(self, time: bytes) -> list[bytes]:
-        """Take the timers of the earliest time out of the buffer."""
-        buffer = self.buffer
-        end = next((place for place, timer in enumerate(buffer) if timer[:_TIME_BYTES] != time), len(buffer))
-        taken, self.buffer = buffer[:end], buffer[end:]
+    def take_until(self, time: bytes) -> list[bytes]:
+        """Take the timers up to a time out of the buffer."""
+        count = bisect_right(self.buffer, time, key=_time_of)
+        taken = self.buffer[:count]
+        del self.buffer[:count]
         self.changes.update(dict.fromkeys(taken, False))
         return taken
 
@@ -202,12 +206,7 @@ class Timers:
             group = self._groups[number]
             del group.buffer[0]
             group.changes[timer] = False
-            if not group.buffer and not group.is_complete:
-                self._refill(group)
-            if group.buffer:
-                heapq.heapreplace(self._heap, (group.buffer[0], number))
-            else:
-                heapq.heappop(self._heap)
+            self._replace_first(number)
             time_ms, encoded = split_timer(timer)
             scope.key = key = scope.decode_key(encoded)
             yield time_ms, key
@@ -217,16 +216,17 @@ class Timers:
 
         None when no timer is due. The current key stays.
         """
-        first, keys = self._first(), list[Any]()
-        if first is None or first[0][:_TIME_BYTES] > _time_bytes(until_ms):
+        first = self._first()
+        if first is None:
             return None
         time_ms, _ = split_timer(first[0])
-        time, decode = first[0][:_TIME_BYTES], self._scope.decode_key
-        while first is not None and first[0][:_TIME_BYTES] == time and len(keys) < limit:
-            number = first[1]
-            taken = self._groups[number].take_of(time)
+        if time_ms > until_ms:
+            return None
+        time, keys, decode = _time_of(first[0]), list[Any](), self._scope.decode_key
+        while first is not None and _time_of(first[0]) == time and len(keys) < limit:
+            taken = self._groups[first[1]].take_until(time)
+            self._replace_first(first[1])
             keys += [decode(timer[_TIME_BYTES:]) for timer in taken]
-            self._push_first(number)
             first = self._first()
         return time_ms, keys
 
@@ -252,6 +252,16 @@ class Timers:
                 return timer, number
             heapq.heappop(self._heap)
         return None
+
+    def _replace_first(self, number: int) -> None:
+        """The first timer of all, which was this group's, is taken."""
+        group = self._groups[number]
+        if not group.buffer and not group.is_complete:
+            self._refill(group)
+        if group.buffer:
+            heapq.heapreplace(self._heap, (group.buffer[0], number))
+        else:
+            heapq.heappop(self._heap)
 
     def _push_first(self, number: int) -> None:
         group = self._groups[number]

@@ -77,6 +77,14 @@ def test_timers_of_one_time_are_taken_together(embedded, clock, backend):
     assert embedded.open(backend, "latest").timers("timers").next_time() == 3.0
 
 
+@pytest.mark.parametrize("time_ms", [-(1 << 63), -1, 0, (1 << 63) - 1])
+def test_the_first_and_the_last_moment(embedded, clock, backend, time_ms):
+    timers = embedded.open(backend, "none").timers("timers")
+    timers.register_many(time_ms, ["a", "\U0010ffff"])
+    assert timers.take_together(time_ms, 10) in [(time_ms, ["a", "\U0010ffff"]), (time_ms, ["\U0010ffff", "a"])]
+    assert timers.take_together((1 << 63) - 1, 10) is None
+
+
 def test_the_key_of_a_timer_becomes_the_current_one(embedded, clock, backend):
     store = embedded.open(backend, "none")
     timers, value = store.timers("timers"), store.value_state("value", int, default=0)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from typing import Any
 
 from statestore.errors import IncompatibleStateError
@@ -79,37 +78,48 @@ class WindowOperator(LateOperator):
         """Put events into the windows of their keys; returns which ones were late."""
 
     def fire_until_done(self, domain: TimeDomain, until: int) -> None:
-        """Fire all timers that are due, those of one time together: most windows end with many others."""
-        while (together := self.timers.due_together(domain, until, RESULTS_TOGETHER)) is not None:
+        """Fire all timers that are due; those of one time are taken together, as most windows end with many others."""
+        while fired := self._taken(domain, until):
             with Guard(self.uid):
-                self._on_time(*together)
+                self._fire(fired)
             self.emit_anew(*self._take())
             self._emit_side()
 
+    def _taken(self, domain: TimeDomain, until: int) -> list[tuple[int, list[Any]]]:
+        """Times that have come, with keys that are due then; about `RESULTS_TOGETHER` keys."""
+        taken: list[tuple[int, list[Any]]] = []
+        room = RESULTS_TOGETHER
+        while room > 0 and (together := self.timers.due_together(domain, until, room)) is not None:
+            taken.append(together)
+            room -= len(together[1])
+        return taken
+
     def _on_timers(self, due: Iterator[tuple[int, Any]], domain: TimeDomain) -> Fired:
-        fired = list(islice(due, RESULTS_TOGETHER))
-        for time, of_time in groupby(fired, itemgetter(0)):
-            self._on_time(time, [key for _, key in of_time])
+        fired = [(time, [key]) for time, key in islice(due, RESULTS_TOGETHER)]
+        self._fire(fired)
         return Fired(*self._take(), len(fired) < RESULTS_TOGETHER)
 
     def pass_over(self, time: int, key: Any) -> None:
         """Forget the windows whose time has come, or keep them for late events, without what they would have emitted."""
         self._is_mute = True
-        self._on_time(time, [key])
+        self._fire([(time, [key])])
         self._is_mute = False
 
-    def _on_time(self, time: int, keys: list[Any]) -> None:
-        """Emit and forget those windows of some keys whose time has come."""
+    def _fire(self, fired: list[tuple[int, list[Any]]]) -> None:
+        """Emit and forget the windows whose time has come."""
+        keys = [key for _, of_time in fired for key in of_time]
         windows = dict(zip(keys, self._state.get_many(keys), strict=True))
-        for key, held in windows.items():
-            if held:
-                self.scope.key = key
-                self._on_timer(time, key, held)
+        for time, of_time in fired:
+            for key in of_time:
+                held = windows[key]
+                if held:
+                    self.scope.key = key
+                    self._on_timer(time, key, held)
         self._store(windows)
 
     @abstractmethod
     def _on_timer(self, time: int, key: Any, held: dict[int, Any]) -> None:
-        """The same of one key, the current one, which has windows."""
+        """The same of one key, the current one, which has windows, at one time."""
 
     def _emit_window(self, key: Any, window: Window, accumulator: Any) -> None:
         if self._is_mute:
