@@ -222,3 +222,26 @@ def test_whatever_happens_the_rules_hold(settings, steps):
             with pytest.raises(CheckpointFailedError):
                 it.fail(DOWN)
             return
+
+
+@given(st.floats(0, 1e9), st.floats(0.001, 1e6), st.floats(0.001, 1e6), st.floats(0, 1e6), st.floats(0, 1))
+def test_whoever_sleeps_until_a_moment_finds_that_it_has_come(start, interval, timeout, pause, share):
+    def wait(question):
+        clock.now += it.seconds_to_due() * share  # from wherever it wakes up in between
+        for _ in range(3):
+            if question():
+                return
+            left = it.seconds_to_due()
+            assert clock.now + left > clock.now
+            clock.now += left
+        assert question()
+
+    clock = Clock()
+    clock.now = start
+    it = coordinator(clock, interval_seconds=interval, timeout_seconds=timeout, min_pause_seconds=pause)
+    wait(it.is_due)
+    it.begin()
+    wait(it.is_overdue)
+    wait(it.is_stuck)
+    it.complete()
+    wait(it.is_due)

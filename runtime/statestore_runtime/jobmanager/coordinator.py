@@ -66,22 +66,28 @@ class CheckpointCoordinator:
         """Whether to begin one now."""
         if self.is_pending or self._interval <= 0:
             return False
-        return self._clock.monotonic() - self._begun >= self._interval and self.seconds_to_pause() == 0
+        return self._clock.monotonic() >= self._begun + self._interval and self.seconds_to_pause() == 0
 
     def seconds_to_due(self) -> float | None:
         """Until one may be due or, while one is pending, overdue; None when neither will be."""
-        since = self._clock.monotonic() - self._begun
+        now = self._clock.monotonic()
         if self.is_pending:
-            return max(0.0, (self._timeout if since < self._timeout else 2 * self._timeout) - since)
+            at = self._overdue_at if now < self._overdue_at else self._overdue_at + self._timeout
+            return max(0.0, at - now)
         if self._interval <= 0:
             return None
-        return max(0.0, self._interval - since, self.seconds_to_pause())
+        return max(0.0, self._begun + self._interval - now, self.seconds_to_pause())
 
     def seconds_to_pause(self) -> float:
         """How long a checkpoint, even an urgent one, has to wait still after the one before."""
         if self._ended is None:
             return 0.0
         return max(0.0, self._ended + self._min_pause - self._clock.monotonic())
+
+    @property
+    def _overdue_at(self) -> float:
+        # All moments are compared as such, so that whoever sleeps until one finds that it has come, however numbers are rounded.
+        return self._begun + self._timeout
 
     def begin(self) -> None:
         """A checkpoint begins."""
@@ -90,11 +96,11 @@ class CheckpointCoordinator:
 
     def is_overdue(self) -> bool:
         """Whether the pending checkpoint has had its time."""
-        return self.is_pending and self._clock.monotonic() - self._begun >= self._timeout
+        return self.is_pending and self._clock.monotonic() >= self._overdue_at
 
     def is_stuck(self) -> bool:
         """Whether it has had twice its time, which only one that can't be given up any more gets."""
-        return self.is_pending and self._clock.monotonic() - self._begun >= 2 * self._timeout
+        return self.is_pending and self._clock.monotonic() >= self._overdue_at + self._timeout
 
     def complete(self) -> None:
         """The pending checkpoint is complete."""
