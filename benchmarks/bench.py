@@ -36,11 +36,11 @@ class Sizes:
 
 
 QUICK = Sizes(
-    events=40_000,
-    event_keys=4_000,
-    keys=4_000,
+    events=30_000,
+    event_keys=3_000,
+    keys=3_000,
     log_bytes=16 << 20,
-    flights=15_000,
+    flights=8_000,
     thorough=False,
 )
 FULL = Sizes()

@@ -73,7 +73,7 @@ def run(
         for number, system in enumerate(systems):
             if system.name in failed or (turn and system.once):
                 continue
-            if system.role == "statestore" or not number:
+            if not number or (system.role == "statestore" and bench.sizes.thorough):
                 before[system.name].append(_measured(bench, f"{workload} {case}", loop, file, arguments))
             try:
                 taken[system.name].append(_measured(bench, f"{workload} {case}", system, file, arguments))
@@ -96,7 +96,7 @@ def run(
     yield floor_row
     for row in rows:
         if row.role == "statestore":
-            compare(row, [row_of(loop, before[row.system]), *others])
+            compare(row, [row_of(loop, before[row.system] or loops), *others])
         else:
             compare(row, [floor_row])
         yield row

@@ -24,10 +24,11 @@ def run(bench: Bench) -> Iterator[Row]:
     rows: dict[tuple[str, str], Row] = {}
     missing = []
     for _ in range(bench.sizes.rounds):
-        for kind in KINDS:  # one after the other, so that what is compared is measured within seconds
-            _keep_best(rows, _dict(bench, kind))
+        # One kind after the other, so that what is compared is measured within seconds.
+        for kinds in [(kind,) for kind in KINDS] if bench.sizes.thorough else [KINDS]:
+            _keep_best(rows, _dict(bench, kinds))
             for backend in bench.backends:
-                _keep_best(rows, _statestore(bench, kind, backend))
+                _keep_best(rows, _statestore(bench, kinds, backend))
         for name in (*[RAW[backend] for backend in bench.backends if backend in RAW], *FOR_SCALE):
             if "redis" in name and "redis" not in bench.backends:
                 continue
@@ -58,11 +59,9 @@ def _rows(system: str, role: Role, backend: str, measured: Measured) -> Iterator
         yield row
 
 
-def _dict(bench: Bench, kind: str) -> Iterator[Row]:
+def _dict(bench: Bench, kinds: tuple[str, ...]) -> Iterator[Row]:
     function = "benchmarks.floors.state_operations:state_operations"
-    yield from _rows(
-        "dict", "floor", "", bench.measure(f"{NAME}: dict", function, kinds=[kind], count=bench.sizes.keys)
-    )
+    yield from _rows("dict", "floor", "", bench.measure(f"{NAME}: dict", function, kinds=kinds, count=bench.sizes.keys))
 
 
 def _raw(bench: Bench, name: str) -> Iterator[Row]:
@@ -72,9 +71,9 @@ def _raw(bench: Bench, name: str) -> Iterator[Row]:
         yield from _rows(name, "floor", "", bench.measure(f"{NAME}: {name}", function, beside=servers, **arguments))
 
 
-def _statestore(bench: Bench, kind: str, backend: str) -> Iterator[Row]:
+def _statestore(bench: Bench, kinds: tuple[str, ...], backend: str) -> Iterator[Row]:
     with bench.place() as place, bench.server(backend) as (url, servers):
         where = {"backend": backend, "count": bench.sizes.keys, "folder": str(place), "redis_url": url}
         function = "benchmarks.ours.state_operations:state_operations"
-        measured = bench.measure(f"{NAME}: {backend}", function, beside=servers, kinds=[kind], **where)
+        measured = bench.measure(f"{NAME}: {backend}", function, beside=servers, kinds=kinds, **where)
         yield from _rows(f"statestore {backend}", "statestore", backend, measured)
