@@ -21,18 +21,24 @@ def set_threshold():
 @pytest.mark.parametrize(
     ("chosen", "within"), [((700, 10, 10), THRESHOLDS), ((90_000, 5, 5), None), ((0, 10, 10), None)]
 )
+@pytest.mark.parametrize("is_enabled", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
-def test_thresholds_of_a_run(set_threshold, tmp_path, chosen, within, fails):
+def test_thresholds_of_a_run(set_threshold, tmp_path, chosen, within, fails, is_enabled):
     def look(event):
-        seen.append(gc.get_threshold())
+        seen.append((gc.get_threshold(), gc.isenabled()))
         return 1 / 0 if fails else event
 
     seen, job = [], Job("job")
     job.source(CollectionSource([1])).map(look).sink(CollectSink())
     set_threshold(*chosen)
+    if not is_enabled:
+        gc.disable()
     try:
         job.run(load_config(overrides=["state.backend=memory", f"state.dir={tmp_path}"]))
     except UserCodeError:
         assert fails
-    assert seen == [within or chosen]
-    assert gc.get_threshold() == chosen
+    finally:
+        enabled_after = gc.isenabled()
+        gc.enable()
+    assert seen == [(within or chosen, is_enabled)]
+    assert (gc.get_threshold(), enabled_after) == (chosen, is_enabled)

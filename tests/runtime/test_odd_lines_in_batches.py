@@ -59,13 +59,16 @@ LINES = [
 ]
 
 
+def check_lines(path, *files):
+    for lines in files:
+        path.write_text("\n".join(lines), newline="")
+        check_same(path)
+
+
 @pytest.mark.parametrize("number", range(len(LINES)))
 def test_one_odd_line(tmp_path, number):
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join([GOOD, LINES[number], GOOD]) + "\n", newline="")
-    check_same(path)
-    path.write_text("\n".join([LINES[number], LINES[number], GOOD, GOOD]), newline="")
-    check_same(path)
+    line = LINES[number]
+    check_lines(tmp_path / "a.jsonl", [GOOD, line, GOOD, ""], [line, line, GOOD, GOOD])
 
 
 _WORDS = st.sampled_from(["a", "b", "", "x,y", 'q"', "\\", "ü", "\t", "}", "{"])
@@ -138,11 +141,8 @@ CSV_ROWS = [
 
 @pytest.mark.parametrize("number", range(len(CSV_ROWS)))
 def test_one_odd_row(tmp_path, number):
-    path = tmp_path / "a.csv"
-    path.write_text("\n".join([HEADER, CSV_ROWS[0], CSV_ROWS[number], CSV_ROWS[0]]) + "\n", newline="")
-    check_same(path)
-    path.write_text("\n".join(["\ufeff" + HEADER, CSV_ROWS[number], CSV_ROWS[0], CSV_ROWS[0]]), newline="")
-    check_same(path)
+    good, row = CSV_ROWS[0], CSV_ROWS[number]
+    check_lines(tmp_path / "a.csv", [HEADER, good, row, good, ""], ["\ufeff" + HEADER, row, good, good])
 
 
 @given(damaged(st.sampled_from(CSV_ROWS)), st.booleans())

@@ -355,7 +355,7 @@ def test_large_batches_are_split_by_bytes_and_a_too_large_value_refused(monkeypa
         log.append(Columns.of({b"k": b"x" * 1100}), 2, CommitRecord({}, Times()))
 
 
-def test_what_does_not_shrink_is_stored_as_it_is():
+def test_what_does_not_shrink_takes_no_more_than_its_bytes():
     sizes = {}
     for name, value in (("noise", random.Random(1).randbytes), ("zeros", bytes)):
         storage = MemoryStorage("mem")
@@ -368,6 +368,21 @@ def test_what_does_not_shrink_is_stored_as_it_is():
         )  # which is within the first block of the frame
     assert sizes["noise"] < 500_500
     assert sizes["zeros"] < 5000
+
+
+def test_random_values_are_compressed_hastily_and_their_keys_shrink_nevertheless(monkeypatch):
+    randomness = random.Random(1)
+    batch = {b"key-%012d" % n: randomness.randbytes(100) for n in range(5000)}
+    sizes = []
+    for worthwhile in (0.0, 1.0):  # everything hastily, nothing
+        monkeypatch.setattr(record, "WORTHWHILE", worthwhile)
+        sizes.append(new_log(MemoryStorage("mem")).append(Columns.of(batch), 1, CommitRecord({}, Times())))
+    monkeypatch.undo()
+    storage = MemoryStorage("mem")
+    size = new_log(storage).append(Columns.of(batch), 1, CommitRecord({}, Times()))
+    assert size == sizes[0] != sizes[1]
+    assert size < 1.02 * sizes[1] < 0.95 * sum(len(key) + len(value) for key, value in batch.items())
+    assert history(recovered(storage)) == [(1, batch)]
 
 
 def test_a_decompression_bomb_is_refused():
