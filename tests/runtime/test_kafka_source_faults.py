@@ -138,7 +138,6 @@ def test_a_broker_that_does_not_answer(monkeypatch, caplog):
 
 
 def test_brokers_that_go_away(monkeypatch, topic):
-    monkeypatch.setattr("statestore_runtime.sources.kafka.client.REQUEST_SECONDS", 0.1)
     own, clock = Cluster(), FakeClock()
     own.send(topic, 0, "1")
     source = KafkaSource(own.servers, topic, timeout_seconds=30)
@@ -146,6 +145,7 @@ def test_brokers_that_go_away(monkeypatch, topic):
     while not reader.next_batch():
         pause()
     del own.producer
+    monkeypatch.setattr("statestore_runtime.sources.kafka.client.REQUEST_SECONDS", 0.1)  # nobody answers from here on
     for _ in range(POLLS):
         assert reader.next_batch() == []
         if source._consumer._down_since is not None:
