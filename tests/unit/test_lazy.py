@@ -59,3 +59,7 @@ def test_a_worker_loads_no_job_manager():
     loaded = loaded_by("import statestore_runtime.deployment.worker")
     assert "statestore_runtime.task.task" in loaded
     assert not loaded & {"statestore_runtime.jobmanager.manager", "statestore.reading.reader"}
+
+
+def test_a_job_manager_loads_no_backend():
+    assert not loaded_by("import statestore_runtime.deployment.candidate") & {"redis", "rocksdict", "fsspec"}

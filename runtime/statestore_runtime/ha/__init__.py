@@ -2,7 +2,8 @@
 
 - `open_high_availability` gives what the configuration asks for: a `LeaderThread`, which elects, a `LatestPointer` and a `RunRecorder`.
 - `Election` decides, by a `Lease` in a `LeaseStore`; it is a state machine without I/O.
-- A `Register` is what leases and pointers are kept in: `StorageRegister` for files and object stores, `RedisRegister`.
+- A `Register` is what leases and pointers are kept in: `StorageRegister` for files and object stores, `redis_register.RedisRegister`, which
+  is imported where it is asked for.
 """
 
 from statestore_runtime.ha.election import Election
@@ -10,7 +11,6 @@ from statestore_runtime.ha.leader_thread import LeaderThread, LeaseClock
 from statestore_runtime.ha.lease import Lease, LeaseStore, RegisterLeaseStore
 from statestore_runtime.ha.opening import HighAvailability, high_availability_dir, open_high_availability
 from statestore_runtime.ha.pointer import Latest, LatestPointer
-from statestore_runtime.ha.redis_register import RedisRegister
 from statestore_runtime.ha.register import Register
 from statestore_runtime.ha.run_record import RunEnd, RunRecord, RunRecorder
 from statestore_runtime.ha.storage_register import StorageRegister
@@ -24,7 +24,6 @@ __all__ = [
     "Lease",
     "LeaseClock",
     "LeaseStore",
-    "RedisRegister",
     "Register",
     "RegisterLeaseStore",
     "RunEnd",

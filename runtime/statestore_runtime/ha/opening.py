@@ -27,7 +27,6 @@ from statestore_runtime.ha.leader_thread import LeaderThread, LeaseClock
 from statestore_runtime.ha.lease import RegisterLeaseStore
 from statestore_runtime.ha.pointer import LatestPointer
 from statestore_runtime.ha.probing import check_exclusive_create
-from statestore_runtime.ha.redis_register import RedisRegister, connect
 from statestore_runtime.ha.register import Register
 from statestore_runtime.ha.run_record import RunRecorder
 from statestore_runtime.ha.storage_register import StorageRegister
@@ -119,6 +118,8 @@ def _in_storage(config: Config, job: str) -> _Registers:
 
 
 def _in_redis(config: Config, job: str) -> _Registers:
+    from statestore_runtime.ha.redis_register import RedisRegister, connect  # slow to import
+
     url = config.high_availability.url
     if url is None:
         raise ConfigError("it is not set", key="high-availability.url", hint="give it like redis://host:6379/0")
