@@ -15,7 +15,7 @@ from tests.conftest import SOAK_EXAMPLES
 from tests.ha.simulated import CLOCK_RATES, LEASE_SECONDS, RENEW_SECONDS, Candidate, Judge, SimulatedStore
 from tests.simulation.world import World, explore
 
-SEEDS = 10 * SOAK_EXAMPLES or 1200
+SEEDS = 10 * SOAK_EXAMPLES or 700
 TROUBLE_SECONDS = 40.0
 SLOWEST_SECONDS = 1.2 * LEASE_SECONDS
 PATIENCE_SECONDS = SLOWEST_SECONDS + (LEASE_SECONDS + RENEW_SECONDS) / CLOCK_RATES[0]

@@ -84,7 +84,7 @@ def _write_arrow(make, path, events):
 def test_every_cut(tmp_path, cuts, name):
     WRITERS[name](tmp_path / name, EVENTS)
     for size, next_size in itertools.product((1, 7, 1000), (4, 1000)):
-        for cut in range(0, len(EVENTS) // size + 2, 3):
+        for cut in range(0, len(EVENTS) // size + 2, 5):
             reading, found = Reading(in_batches(tmp_path / name, size)), []
             for _ in range(cut):
                 batch = reading.next_batch()

@@ -18,7 +18,7 @@ from tests.simulation.trouble import REQUESTS, simulate_job
 from tests.simulation.worker import SINK, Worker
 from tests.simulation.world import explore
 
-SEEDS = 20 * SOAK_EXAMPLES or 3000
+SEEDS = 20 * SOAK_EXAMPLES or 1500
 
 FAULTS = ("kill manager", "pause manager", "storage", "workers", *REQUESTS)
 WORKER_FAULTS = ("kill worker", "pause worker", "cut worker")

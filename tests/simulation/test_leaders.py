@@ -14,7 +14,7 @@ from tests.simulation.leading import Candidate, simulate_led_job
 from tests.simulation.storage import Storage
 from tests.simulation.world import explore
 
-SEEDS = 10 * SOAK_EXAMPLES or 800
+SEEDS = 10 * SOAK_EXAMPLES or 400
 
 
 @pytest.fixture(autouse=True)
