@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import filterfalse, repeat
+from operator import is_
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from statestore.codecs import Codec
@@ -345,11 +346,19 @@ class ValueState(SingleState[T]):
             A key is not of the declared type.
         """
         self._scope.check_keys(keys)
-        self._load_many(keys)
-        changed, young, default, fresh = self._changed, self._young, self._default, self._fresh
-        values = [changed[key] if key in changed else young[key] for key in keys]
-        # Not `ABSENT in values`: arrays can't be compared.
+        values = self._cached(keys)
+        if any(map(is_, values, repeat(UNKNOWN))):  # not `UNKNOWN in values`: arrays can't be compared
+            self._load_many(keys)
+            values = self._cached(keys)
+        default, fresh = self._default, self._fresh
         return [(default if fresh is None else fresh()) if value is ABSENT else value for value in values]
+
+    def _cached(self, keys: Sequence[Any]) -> list[Any]:
+        """What is cached of `keys`, UNKNOWN of those that have to be loaded."""
+        changed, young = self._changed, self._young
+        return [
+            value if (value := changed.get(key, UNKNOWN)) is not UNKNOWN else young.get(key, UNKNOWN) for key in keys
+        ]
 
     def update_many(self, keys: Sequence[Any], values: Sequence[T]) -> None:
         """Set the values of `keys`; of a key given twice, the last one stays.
