@@ -86,7 +86,8 @@ class Finished(Message, tag="finished", kw_only=True, frozen=True):
     events: int
     events_this_run: int
     bad_records: int
-    keys: int
+    keys: int | None
+    """Those that have state; None where a worker has so much of it that the job's end would wait for the counting."""
     seconds: float
     checkpoints: int
     last_checkpoint: int | None
@@ -133,12 +134,13 @@ def finished_of(
         activity: sum(worker.shares[activity] for worker in workers) / len(workers) for activity in workers[0].shares
     }
     shares["heartbeat"] += heartbeat_seconds / seconds
+    keys = [worker.keys for worker in workers if worker.keys is not None]
     return Finished(
         job=workers[0].job,
         events=sum(worker.events for worker in workers),
         events_this_run=sum(worker.events_this_run for worker in workers),
         bad_records=sum(worker.bad_records for worker in workers),
-        keys=sum(worker.keys for worker in workers),
+        keys=sum(keys) if len(keys) == len(workers) else None,
         seconds=seconds,
         checkpoints=checkpoints,
         last_checkpoint=last_checkpoint,

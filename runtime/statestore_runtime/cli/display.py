@@ -144,8 +144,9 @@ class Display:
             other = OTHER_BACKENDS.get(started.backend, "rocksdb")
             rows.append(("try next", f"{command} --restore none -D state.backend={other}"))
         end = "stopped" if outcome.stopped else "finished"
+        keys = "" if finished.keys is None else f"{_plural(finished.keys, 'key')}, "
         sys.stdout.write(
-            f"{finished.job} {end}: {_plural(finished.events, 'event')}, {_plural(finished.keys, 'key')}, "
+            f"{finished.job} {end}: {_plural(finished.events, 'event')}, {keys}"
             f"{outcome.seconds:.1f} s ({rate:,.0f} events/s while it ran)\n"
         )
         sys.stdout.writelines(f"  {label:13}  {text}\n" for label, text in rows)

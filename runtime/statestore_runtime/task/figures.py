@@ -10,6 +10,9 @@ from statestore.progress import RestoreProgress
 from statestore.store import StateStore
 from statestore_runtime.messages import Finished, Progress, Restoring
 
+COUNTED_BYTES = 16 << 20
+"""Of checkpointed state, up to which a worker counts its keys when it ends: that takes it about a second."""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -61,7 +64,7 @@ def finished(
     """What a worker has come to since `begun`, on the monotonic clock. Checkpoints and heartbeats are the JobManager's to add."""
     metrics = store.metrics
     before, persisted_before = clock.monotonic(), metrics.persistence_seconds
-    keys = store.count_keys()
+    keys = store.count_keys() if metrics.state_bytes <= COUNTED_BYTES else None
     # Applying what waits is work of the job; counting is not.
     counting = clock.monotonic() - before - (metrics.persistence_seconds - persisted_before)
     total = max(clock.monotonic() - begun - counting, 1e-9)
