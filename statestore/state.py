@@ -260,13 +260,13 @@ class SingleState(State[T]):
             missing = set(keys).difference(self._changed)
         young, old = self._young, self._old
         if old:
-            average, before = self._old_bytes / len(old), len(old)
-            for key in missing & old.keys():
+            held = missing & old.keys()
+            moved = len(held) * self._old_bytes / len(old)
+            for key in held:
                 young[key] = old.pop(key)
-            moved = (before - len(old)) * average
             self._old_bytes -= moved
             self._young_bytes += moved
-            missing.difference_update(young)
+            missing -= held
         if self._holds_all:
             young.update(dict.fromkeys(missing, ABSENT))
             self._young_bytes += self._cost(len(missing), 0)

@@ -15,6 +15,7 @@ import statestore
 from benchmarks.ours.settings import config_for
 from benchmarks.timing import COLD_OPERATIONS, COLLECTION_SIZE, Keys, Timed, batches, timed, value
 from statestore import StateStore
+from statestore.config import StateConfig
 
 COMMIT_EVERY = 10_000
 CACHE_BYTES_PER_VALUE = 400
@@ -105,7 +106,8 @@ def _of_kind(kind: str, backend: str, count: int, folder: str, redis_url: str) -
     everything = Keys(count)
     keys = everything.all if kind == "value" else everything.collections()
     results = {}
-    with statestore.open(config_for(backend, folder, redis_url), restore="none", job="bench") as store:
+    large = f"state.cache-size={max(StateConfig().cache_size, 4 * count * CACHE_BYTES_PER_VALUE)}b"
+    with statestore.open(config_for(backend, folder, redis_url, large), restore="none", job="bench") as store:
         _, operations = opened(store, kind)
         for name, operation in operations.items():
             results[f"{name} hot"] = each(store, keys, operation)

@@ -124,3 +124,27 @@ def test_values_of_many_keys(embedded, backend, ttl):
     ):
         with pytest.raises(UsageError, match="the keys of this state are str"):
             refused()
+
+
+class Untrodden(dict):
+    """Knows its keys, and will not be gone through."""
+
+    def __iter__(self):
+        raise AssertionError("all that is cached is gone through")
+
+    keys = values = items = __iter__
+
+
+def test_loading_some_keys_takes_no_longer_the_more_are_cached(embedded):
+    """A batch of a few hundred comes upon a cache of hundreds of thousands."""
+    store = embedded.open("memory", "none")
+    state = store.value_state("s", int)
+    state.update_many(KEYS, range(len(KEYS)))
+    store.commit()
+    state.forget()
+    state.get_many(KEYS[:1000])
+    state._old, state._old_bytes = dict.fromkeys(KEYS[600:700], 7), 100.0
+    state._young = Untrodden((key, state._young[key]) for key in KEYS[:600])
+    state._changed = Untrodden({KEYS[0]: 5})
+    assert state.get_many([KEYS[n] for n in (0, 1, 650, 1500)]) == [5, 1, 7, 1500]
+    assert state._old.keys() == {*KEYS[600:650], *KEYS[651:700]}
