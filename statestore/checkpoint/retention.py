@@ -141,9 +141,10 @@ def survey(checkpoints: CheckpointStorage, keep: int, listed: Iterable[str] = ()
         A manifest, or what is pinned, can't be read: then nothing may be removed.
     """
     version, pinned = checkpoints.pins.version(), checkpoints.pins.numbers()
+    certain = {*checkpoints.retained(), *pinned}
+    # Only now: who reads the newest one has said so before there is a newer one.
     read = dict(checkpoints.held)
     held = frozenset(number for number, times in read.items() if times > 0)
-    certain = {*checkpoints.retained(), *pinned}
     manifests = {number: _loaded(checkpoints, number, is_pinned=number in pinned) for number in certain}
     possible = {*read, *(CheckpointId(int(match[1])) for match in _matches(checkpoints, listed, _manifest))}
     for number in possible - certain:

@@ -19,6 +19,7 @@ from statestore import (
     split_key_groups,
 )
 from statestore.checkpoint.locating import locate_checkpoint
+from statestore.checkpoint.retention import survey
 from statestore.checkpoint.savepoint import save_checkpoint
 from statestore.checkpoint.storage import CheckpointStorage
 from statestore.checkpoint.verify import verify
@@ -141,6 +142,26 @@ def test_a_savepoint_of_a_store_that_goes_on_has_nothing_of_what_came_after(stor
     assert store.collected()
     assert store.checkpoints.retained() == [7]
     assert not store.checkpoints.storage.exists("job/chk-1/_metadata")
+
+
+def test_a_savepoint_that_is_begun_while_the_collector_looks_for_what_may_go(stores, tmp_path, monkeypatch):
+    store = stores.open("memory", "none", "checkpointing.num-retained=1")
+    fill(store, 0, 60)
+    info = store.checkpoint()
+    assert store.collected()
+    checkpoints, begun = store.checkpoints, []
+
+    def retained():
+        if not begun:
+            begun.append(store.begin_savepoint(info, str(tmp_path / "sp")))
+            store.checkpoint()
+            assert store.collected()
+        return CheckpointStorage.retained(checkpoints)
+
+    monkeypatch.setattr(checkpoints, "retained", retained)
+    found = survey(checkpoints, keep=1)
+    assert (sorted(found.manifests), found.newest, found.doomed) == ([1, 2], [2], [])
+    assert begun[0].finish().epoch == info.epoch
 
 
 def test_the_chain_of_checkpoints_goes_on(stores, tmp_path):
