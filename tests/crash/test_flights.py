@@ -21,7 +21,7 @@ from tests.crash import flights, killed_flights
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 KILLED_JOB = f"{ROOT / 'tests' / 'crash' / 'killed_flights.py'}:job"
 ALL_FLIGHTS = 336_776
-SOME_FLIGHTS = 60_000
+SOME_FLIGHTS = 120_000 if SOAK_EXAMPLES else 60_000
 MORE_FLIGHTS = ALL_FLIGHTS if SOAK_EXAMPLES else 90_000
 KILLS, FLIGHTS_BETWEEN_KILLS = (10, 20_000) if SOAK_EXAMPLES else (5, 10_000)
 ROUNDS = 1 + SOAK_EXAMPLES // 100
