@@ -21,9 +21,9 @@ from tests.crash import flights, killed_flights
 JOB = f"{ROOT / 'examples' / 'flights.py'}:job"
 KILLED_JOB = f"{ROOT / 'tests' / 'crash' / 'killed_flights.py'}:job"
 ALL_FLIGHTS = 336_776
-SOME_FLIGHTS = 120_000 if SOAK_EXAMPLES else 60_000
-MORE_FLIGHTS = ALL_FLIGHTS if SOAK_EXAMPLES else 90_000
-KILLS, FLIGHTS_BETWEEN_KILLS = (10, 20_000) if SOAK_EXAMPLES else (5, 10_000)
+SOME_FLIGHTS = 120_000
+MORE_FLIGHTS = ALL_FLIGHTS if SOAK_EXAMPLES else 200_000
+KILLS, FLIGHTS_BETWEEN_KILLS = 10 if SOAK_EXAMPLES else 5, 20_000
 ROUNDS = 1 + SOAK_EXAMPLES // 100
 
 # Small enough that bases, packing, applying and collecting all happen within a run.
